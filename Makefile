@@ -1,0 +1,41 @@
+# make demo, make test, make bench: each sets up .venv by itself, from requirements.lock.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PROJECTS := core plugins/reference plugins/paddle plugins/onnxruntime plugins/openvino
+DOWNLOAD := 380 MB
+DISK     := 1.6 GB
+
+.PHONY: demo test lint bench schema clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/python -m examples.demo
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.overhead
+
+schema: $(READY)
+	$(BIN)/paddock schema > adapters_json/hardware_config.schema.json
+
+$(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("Paddock needs Python 3.11 or 3.12, %s is %d.%d: run make PYTHON=python3.11" % (sys.executable, *v))'
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version): downloads about $(DOWNLOAD) once (PaddlePaddle, OpenVINO, ONNX Runtime), takes $(DISK) of disk."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(PROJECTS:%=--editable %)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -o -name '*.egg-info' | xargs rm -rf

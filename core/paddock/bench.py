@@ -1,0 +1,181 @@
+"""Measuring deployments: each in a process of its own, interleaved, so that drift of the host hits all alike.
+
+Sessions of several runtimes in one process slow each other up to three times; so nothing is measured that way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from paddock.child import Child
+from paddock.config import HardwareConfig
+from paddock.deploy import Deployment, Progress, deploy
+from paddock.errors import PaddockError
+from paddock.samples import Sample, read_npz, typical
+from paddock.verify import Report
+
+_CHUNK_SECONDS = 0.2
+_WARM_UP_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One config's figures: latencies of single `run` calls in milliseconds, throughput in samples per second.
+
+    A sample is one element of axis 0 of the first input. `peak_bytes` is the child's resident high-water mark, runtime
+    included.
+    """
+
+    adapter: str
+    precision: str
+    median: float
+    p50: float
+    p95: float
+    p99: float
+    throughput: float
+    runs: int
+    shapes: str
+    peak_bytes: int
+    report: Report
+
+
+@dataclass
+class Entry:
+    """One config of a comparison: its figures, or the error that kept it from having any."""
+
+    label: str
+    source: Any
+    measured: Measured | None = None
+    error: PaddockError | None = None
+    _latencies: list[float] = field(default_factory=list)
+    _rates: list[float] = field(default_factory=list)
+
+
+def bench(
+    model: Path,
+    configs: Mapping[str, Any],
+    *,
+    seconds: float = 3.0,
+    sample: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Entry]:
+    """Measures `model` under each config, `seconds` each, in turns of a fifth of a second.
+
+    Args:
+        configs: By label; anything `HardwareConfig.load` takes.
+        sample: An .npz to run on; by default one is generated at the shapes' optimum.
+    """
+    tell = progress or (lambda message: None)
+    entries = [Entry(label, source) for label, source in configs.items()]
+    children = [Child(f"bench {entry.label}") for entry in entries]
+    opened: list[tuple[Entry, Child, Any]] = []
+    try:
+        for entry, child in zip(entries, children, strict=True):
+            tell(f"deploying {entry.label}")
+            try:
+                opened.append((entry, child, child.call(_open_here, model, entry.source, sample, seconds=900)))
+            except PaddockError as error:
+                entry.error = error
+        rounds = max(3, round(seconds / _CHUNK_SECONDS))
+        for number in range(rounds):
+            tell(f"measuring, round {number + 1} of {rounds}")
+            # Every other round the other way round: nobody always runs after the same neighbour.
+            for entry, child, _ in opened if number % 2 == 0 else opened[::-1]:
+                if entry.error is None:
+                    _round(entry, child)
+        for entry, child, facts in opened:
+            if entry.error is None:
+                entry.measured = _figures(entry, facts, child.call(_peak_here))
+    finally:
+        for child in children:
+            child.close()
+    return entries
+
+
+def _round(entry: Entry, child: Child) -> None:
+    try:
+        latencies, rate = child.call(_measure_here, _CHUNK_SECONDS)
+    except PaddockError as error:
+        entry.error = error
+        return
+    entry._latencies.extend(latencies)
+    entry._rates.append(rate)
+
+
+def _figures(entry: Entry, facts: Mapping[str, Any], peak: int) -> Measured:
+    p50, p95, p99 = (float(np.percentile(entry._latencies, q)) * 1e3 for q in (50, 95, 99))
+    median = float(np.median(entry._latencies)) * 1e3
+    rate = float(np.median(entry._rates)) * facts["batch"]
+    report: Report = facts["report"]
+    return Measured(
+        facts["adapter"], facts["precision"], median, p50, p95, p99, rate, len(entry._latencies), facts["shapes"], peak,
+        report,
+    )  # fmt: skip
+
+
+_HERE: dict[str, Any] = {}
+"""In a bench child: its deployment and the sample it runs."""
+
+
+def _open_here(model: Path, source: Any, sample_path: Path | None) -> Mapping[str, Any]:
+    config = HardwareConfig.load(source)
+    deployment = deploy(model, config)
+    sample = read_npz(sample_path, "--input") if sample_path is not None else typical_sample(deployment)
+    _HERE.update(deployment=deployment, sample=sample)
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < _WARM_UP_SECONDS:
+        deployment.run(sample)
+    arrays = list(sample.values())
+    return {
+        "adapter": deployment.plan.adapter,
+        "precision": config.precision.value,
+        "report": deployment.report,
+        "batch": arrays[0].shape[0] if arrays and arrays[0].ndim else 1,
+        "shapes": ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items()),
+    }
+
+
+def typical_sample(deployment: Deployment) -> Sample:
+    """A generated sample at the optimum of the deployment's shapes."""
+    origin = deployment.model
+    format = deployment.registry.formats[origin.format]
+    return typical(origin.graph, format.gathers, format.transparent)
+
+
+def _measure_here(seconds: float) -> tuple[Sequence[float], float]:
+    """(latencies of runs one after another, runs per second with every instance busy)."""
+    deployment: Deployment = _HERE["deployment"]
+    sample: Sample = _HERE["sample"]
+    latencies = _loop(deployment, sample, seconds)
+    instances = deployment.config.instances
+    if instances == 1:
+        return latencies, len(latencies) / sum(latencies)
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(instances) as pool:
+        counts = [len(done) for done in pool.map(lambda _: _loop(deployment, sample, seconds), range(instances))]
+    return latencies, sum(counts) / (time.perf_counter() - begun)
+
+
+def _loop(deployment: Deployment, sample: Sample, seconds: float) -> list[float]:
+    latencies: list[float] = []
+    begun = time.perf_counter()
+    while not latencies or time.perf_counter() - begun < seconds:
+        before = time.perf_counter()
+        deployment.run(sample)
+        latencies.append(time.perf_counter() - before)
+    return latencies
+
+
+def _peak_here() -> int:
+    # ru_maxrss would count the parent's peak too: it survives exec. VmHWM does not.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return marks[0] if marks else int(psutil.Process().memory_info().rss)

@@ -1,0 +1,195 @@
+"""Calls that may abort, hang or pollute this process, made in a child process instead.
+
+`Child.call(function, *args)` runs a module-level function in a fresh interpreter (never a fork: SDK threads do not
+survive one; never `multiprocessing`'s spawn: it runs the user's script again). Arguments and results are pickled over a
+socket pair. A crash, a hang and a foreign exception each come back as an error that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, TypeVar
+
+from paddock.errors import BuildFailed, ChildFailed, PaddockError
+
+T = TypeVar("T")
+
+DEFAULT_SECONDS = 300.0
+_LOG_LINES = 6
+
+
+class Child:
+    """One worker process, started at the first call and again after a crash; one call at a time.
+
+    Args:
+        label: What it is for; errors name it.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._log: Any = None
+
+    def call(self, function: Callable[..., T], *args: Any, seconds: float = DEFAULT_SECONDS) -> T:
+        """`function(*args)` in the child.
+
+        Raises the child's own `PaddockError`; `BuildFailed` for any other exception there; `ChildFailed` when it
+        crashed, or took longer than `seconds` (it is then killed).
+        """
+        with self._lock:
+            if self._process is None:
+                self._start()
+            assert self._connection is not None
+            try:
+                self._connection.send((function, args))
+                if not self._connection.poll(seconds):
+                    self._stop(kill=True)
+                    raise ChildFailed(f"did not answer within {seconds:g} s and was ended", where=self.label)
+                kind, payload = self._connection.recv()
+            except (EOFError, ConnectionError) as error:
+                raise ChildFailed(self._post_mortem(), where=self.label) from error
+        if kind == "returned":
+            result: T = pickle.loads(payload)
+            return result
+        if kind == "raised":
+            raise pickle.loads(payload)
+        name, text, trace = payload
+        failed = BuildFailed(f"{name}: {text}" if text else name, where=self.label)
+        failed.add_note(trace)
+        raise failed
+
+    def close(self) -> None:
+        """Ends the process; fine to call twice."""
+        with self._lock:
+            self._stop(kill=False)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        # Closed by `_stop`, not here: it has to outlive the call, to be read after a crash.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", "from paddock.child import serve; serve()", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
+        self._connection = Connection(ours.detach())
+
+    def _stop(self, kill: bool) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            if kill:
+                self._process.kill()
+            try:
+                self._process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._log is not None:
+            self._log.close()
+        self._process = self._connection = self._log = None
+
+    def _post_mortem(self) -> str:
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            code = None
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        self._stop(kill=True)
+        if code is None:
+            how = "closed its connection"
+        elif code < 0:
+            how = f"crashed with {signal.Signals(-code).name}"
+        else:
+            how = f"ended with status {code}"
+        return f"the process {how}" + (f"; its last words: {' | '.join(lines[-_LOG_LINES:])}" if lines else "")
+
+
+def call_in_child(label: str, function: Callable[..., T], *args: Any, seconds: float = DEFAULT_SECONDS) -> T:
+    """One call in a child of its own; see `Child.call`."""
+    with Child(label) as child:
+        return child.call(function, *args, seconds=seconds)
+
+
+def serve() -> None:
+    """The child's side: answers calls until its connection closes."""
+    connection = Connection(int(sys.argv[1]))
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    with contextlib.suppress(EOFError, KeyboardInterrupt, ConnectionError):
+        while True:
+            _answer(connection)
+    sys.stdout.flush()
+    # Not through the interpreter's exit: SDKs crash in their destructors there, and nothing is left to save.
+    os._exit(0)
+
+
+def _answer(connection: Connection) -> None:
+    message = connection.recv_bytes()
+    try:
+        function, args = pickle.loads(message)
+        answer: tuple[str, Any] = ("returned", pickle.dumps(function(*args)))
+    except PaddockError as error:
+        answer = ("raised", pickle.dumps(error))
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        answer = ("foreign", (type(error).__name__, text[0] if text else "", traceback.format_exc()))
+    connection.send(answer)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+class Children:
+    """Children by label, each started at its first call; for work that makes several calls of one kind."""
+
+    def __init__(self) -> None:
+        self._children: dict[str, Child] = {}
+        self._lock = threading.Lock()
+
+    def get(self, label: str) -> Child:
+        """The child for this label."""
+        with self._lock:
+            return self._children.setdefault(label, Child(label))
+
+    def close(self) -> None:
+        """Ends them all."""
+        with self._lock:
+            for child in self._children.values():
+                child.close()
+            self._children.clear()
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

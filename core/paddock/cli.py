@@ -1,0 +1,392 @@
+"""The command line: `paddock adapters | doctor | schema | plan | run | verify | bench`.
+
+Whatever a backend prints goes to stderr, so that stdout holds the answer alone; with `--json` that is one JSON
+document, errors included. Exit codes come from the exceptions, in one table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from paddock import __version__
+from paddock.errors import (
+    AccuracyRefused,
+    BuildFailed,
+    ConfigError,
+    MemoryRefused,
+    ModelError,
+    NotAvailable,
+    PaddockError,
+    RunFailed,
+    StrictnessError,
+    UsageError,
+)
+
+EXIT_CODES: Sequence[tuple[type[PaddockError], int]] = (
+    (ConfigError, 2),
+    (UsageError, 2),
+    (ModelError, 2),
+    (StrictnessError, 2),
+    (NotAvailable, 3),
+    (AccuracyRefused, 4),
+    (MemoryRefused, 5),
+    (BuildFailed, 6),
+    (RunFailed, 6),
+)
+INTERNAL = 1
+
+
+def exit_code(error: PaddockError) -> int:
+    """The exit status for an error; anything not in the table is an internal error."""
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), INTERNAL)
+
+
+app = typer.Typer(
+    help="Deploys PaddlePaddle and ONNX models on the hardware that a JSON file names, checked against the reference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    Path, typer.Option("--model", help="A Paddle model (.json, .pdiparams, stem, folder) or .onnx.")
+]
+ConfigOption = Annotated[str, typer.Option("--config", help="The hardware config: a JSON file, or JSON text.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+class _Terminal:
+    """Our stdout, kept apart from what backends write to file descriptor 1."""
+
+    def __init__(self) -> None:
+        sys.stdout.flush()
+        # The document and the tables go here; descriptor 1 itself becomes stderr, for C++ code that prints.
+        self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+        os.dup2(2, 1)
+        self.out = Console(file=self._stream, width=None if self._stream.isatty() else 160, highlight=False)
+        self.err = Console(stderr=True, highlight=False)
+        self.json = False
+
+    def document(self, data: Any) -> None:
+        """Prints one JSON document."""
+        self._stream.write(json.dumps(data, indent=2, default=str) + "\n")
+
+    def flush(self) -> None:
+        """Writes out what is buffered."""
+        self._stream.flush()
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str], None]]:
+        """A status line on stderr where that is a terminal."""
+        if not self.err.is_terminal:
+            yield lambda message: None
+            return
+        with self.err.status("starting") as status:
+            yield status.update
+
+    def failed(self, error: PaddockError) -> None:
+        """Shows an error a user can cause."""
+        if self.json:
+            self.document({"error": error_json(error)})
+        else:
+            self.err.print(f"[red]{type(error).__name__}[/red] {escape(str(error))}", soft_wrap=True)
+
+
+_terminal: _Terminal
+
+
+def error_json(error: PaddockError) -> dict[str, Any]:
+    """An error as plain JSON data."""
+    report = getattr(error, "report", None)
+    return {
+        "kind": type(error).__name__,
+        "problem": error.problem,
+        "where": error.where,
+        "candidates": list(error.candidates),
+        "remedy": error.remedy,
+        "exit_code": exit_code(error),
+        **({"report": report.to_json()} if report is not None else {}),
+    }
+
+
+@app.command()
+def adapters(
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask the devices anew instead of taking kept answers.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Lists the adapters, what they compute in here, and what is missing."""
+    from paddock import show
+    from paddock.registry import Registry
+
+    registry = Registry.discover()
+    survey = registry.survey(fresh)
+    if json:
+        _terminal.document(
+            {
+                "adapters": [
+                    _adapter_json(registered, probe, devices) for registered, probe, devices in survey.values()
+                ],
+                "plugins": [asdict(plugin) for plugin in registry.plugins],
+            }
+        )
+    else:
+        show.show_adapters(_terminal.out, survey, registry.plugins)
+
+
+@app.command()
+def doctor(json: JsonFlag = False) -> None:
+    """Says what is installed, what each missing piece needs, and what this host is."""
+    from paddock import machine, show
+    from paddock.cache import cache_root
+    from paddock.planning.memory import readable
+    from paddock.registry import Registry, missing_here, well_known
+
+    registry = Registry.discover()
+    survey = registry.survey()
+    name, flags = machine.cpu()
+    host = {
+        "paddock": __version__,
+        "python": sys.version.split()[0],
+        "cpu": name,
+        "cpu flags": " ".join(flags) or "none of those that matter",
+        "cores": machine.cores(),
+        "memory available": readable(machine.memory_available()),
+        "cache": str(cache_root()),
+    }
+    absent = {
+        name: {"plugin": facts["distribution"], "host lacks": list(missing_here(facts))}
+        for name, facts in well_known().items()
+        if name not in registry.adapters
+    }
+    if json:
+        found = [_adapter_json(registered, probe, devices) for registered, probe, devices in survey.values()]
+        _terminal.document({"host": host, "adapters": found, "not installed": absent})
+        return
+    show.show_facts(_terminal.out, host)
+    _terminal.out.print()
+    show.show_adapters(_terminal.out, survey, registry.plugins)
+    _terminal.out.print()
+    rows = [
+        (name, f"pip install {facts['plugin']}", " and ".join(facts["host lacks"]) or "nothing else")
+        for name, facts in absent.items()
+    ]
+    _terminal.out.print(show.table(("not installed", "brought by", "this host also lacks"), rows))
+
+
+@app.command()
+def schema(json: JsonFlag = False) -> None:
+    """Prints the JSON Schema of the config, for editors (it is JSON with or without --json)."""
+    from paddock.config import json_schema
+
+    _terminal.document(json_schema())
+
+
+@app.command()
+def plan(model: ModelOption, config: ConfigOption, json: JsonFlag = False) -> None:
+    """Shows what would run where, in which precision and memory, without building it."""
+    from paddock import show
+    from paddock.child import Children
+    from paddock.deploy import prepare
+
+    with _terminal.progress() as tell, Children() as children:
+        prepared = prepare(model, config, children=children, progress=tell)
+        prepared.discard()
+    if json:
+        _terminal.document({"plan": prepared.plan.to_json(), "key": prepared.plan.key})
+    else:
+        show.show_plan(_terminal.out, prepared.plan)
+
+
+@app.command()
+def run(
+    model: ModelOption,
+    config: ConfigOption,
+    input: Annotated[Path, typer.Option("--input", help="An .npz with an array for each input.")],
+    output: Annotated[Path, typer.Option("--output", help="The .npz to write.")],
+    json: JsonFlag = False,
+) -> None:
+    """Deploys, verifies, runs once on the input and writes the outputs."""
+    import numpy as np
+
+    from paddock.deploy import deploy
+    from paddock.samples import read_npz
+
+    feeds = read_npz(input, "--input")
+    with _terminal.progress() as tell, deploy(model, config, progress=tell) as deployment:
+        answers = deployment.run(feeds)
+        report, adapter = deployment.report, deployment.plan.adapter
+    try:
+        with output.open("wb") as file:
+            np.savez(file, **answers)  # type: ignore[arg-type]
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=f"--output: {output}") from None
+    shapes = {name: f"{array.dtype} {list(array.shape)}" for name, array in answers.items()}
+    if json:
+        _terminal.document({"adapter": adapter, "outputs": shapes, "report": report.to_json(), "written": str(output)})
+    else:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        verdict = report.outcome.value + ("" if report.error is None else f", error {report.error:.2g}")
+        _terminal.out.print(escape(f"{adapter} ({verdict}): {listed} -> {output}"), soft_wrap=True)
+
+
+@app.command()
+def verify(
+    model: ModelOption,
+    config: Annotated[str | None, typer.Option("--config", help="The hardware config; optional with --all.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="Try every adapter and precision that is here.")] = False,
+    write_golden: Annotated[
+        Path | None, typer.Option("--write-golden", help="Store samples and reference outputs for verify: golden.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Checks a deployment against the reference, or every adapter that is here with --all."""
+    from paddock import show
+    from paddock.compare import every_adapter, verify_one
+
+    if all:
+        if write_golden is not None:
+            raise UsageError("--write-golden has no effect with --all", remedy="leave one of the two out")
+        with _terminal.progress() as tell:
+            rows = every_adapter(model, config, tell)
+        if json:
+            found = [
+                {
+                    "adapter": row.adapter,
+                    "precision": row.precision,
+                    "report": row.report.to_json() if row.report else None,
+                    "error": error_json(row.error) if row.error else None,
+                }
+                for row in rows
+            ]
+            _terminal.document({"adapters": found})
+        else:
+            cells = [(row.adapter, row.precision, row.verdict, row.figure, row.detail) for row in rows]
+            columns = ("adapter", "precision", "verdict", "error", "detail")
+            _terminal.out.print(show.table(columns, cells))
+        raise typer.Exit(max((exit_code(row.error) for row in rows if row.error is not None), default=0))
+    if config is None:
+        raise UsageError("needs --config, or --all", where="paddock verify")
+    with _terminal.progress() as tell:
+        deployed_plan, report = verify_one(model, config, write_golden, tell)
+    if json:
+        _terminal.document({"report": report.to_json(), "plan": deployed_plan.to_json()})
+    else:
+        show.show_report(_terminal.out, report)
+
+
+@app.command()
+def bench(
+    model: ModelOption,
+    config: Annotated[list[str], typer.Option("--config", help="A hardware config; several are measured in turns.")],
+    input: Annotated[Path | None, typer.Option("--input", help="An .npz to run on; generated by default.")] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.2, max=3600, help="How long each is measured.")] = 3.0,
+    json: JsonFlag = False,
+) -> None:
+    """Measures deployments side by side: interleaved, each in a process of its own."""
+    from paddock import show
+    from paddock.bench import bench as measure
+
+    configs = {_label(text, position): _beside(text) for position, text in enumerate(config)}
+    if len(configs) != len(config):
+        raise UsageError("one config is named twice", where="--config", remedy="name each once")
+    with _terminal.progress() as tell:
+        entries = measure(model, configs, seconds=seconds, sample=input, progress=tell)
+    if json:
+        found = [
+            {
+                "config": entry.label,
+                "measured": {**asdict(entry.measured), "report": entry.measured.report.to_json()}
+                if entry.measured
+                else None,
+                "error": error_json(entry.error) if entry.error else None,
+            }
+            for entry in entries
+        ]
+        _terminal.document({"bench": found})
+    else:
+        show.show_bench(_terminal.out, entries)
+        for entry in entries:
+            if entry.error is not None:
+                _terminal.failed(entry.error)
+    raise typer.Exit(max((exit_code(entry.error) for entry in entries if entry.error is not None), default=0))
+
+
+def _label(text: str, position: int) -> str:
+    return f"config {position + 1}" if text.lstrip().startswith("{") else Path(text).stem
+
+
+def _beside(text: str) -> str:
+    """A config's path as the bench child needs it; JSON text as it is."""
+    return text if text.lstrip().startswith("{") else str(Path(text).absolute())
+
+
+def _adapter_json(registered: Any, probe: Any, devices: Any) -> Mapping[str, Any]:
+    adapter = registered.adapter
+    return {
+        "adapter": adapter.name(),
+        "aliases": list(adapter.aliases),
+        "distribution": registered.distribution,
+        "version": registered.version,
+        "formats": list(adapter.formats),
+        "probe": asdict(probe),
+        "devices": asdict(devices),
+        "options": adapter.Options.model_json_schema(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits the process with its status."""
+    global _terminal
+    _terminal = _Terminal()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _terminal.json = "--json" in arguments
+    code = _run(arguments)
+    _terminal.flush()
+    sys.stderr.flush()
+    # Not through the interpreter's exit: SDKs crash in their destructors there and would spoil the status.
+    os._exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = app(arguments, prog_name="paddock", standalone_mode=False)
+    except PaddockError as error:
+        _terminal.failed(error)
+        return exit_code(error)
+    except typer.Exit as error:
+        return int(error.exit_code)
+    except typer.TyperException as error:
+        _terminal.failed(UsageError(error.format_message(), where="command line", remedy="paddock --help"))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        _terminal.err.print("interrupted")
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        problem = PaddockError(
+            f"internal error: {type(error).__name__}: {error}",
+            remedy="please report this, with what PADDOCK_TRACEBACK=1 shows",
+        )
+        _terminal.failed(problem)
+        if os.environ.get("PADDOCK_TRACEBACK"):
+            _terminal.err.print_exception()
+        return INTERNAL
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

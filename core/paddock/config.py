@@ -1,0 +1,384 @@
+"""The JSON config, validated: `HardwareConfig`.
+
+Read from a file, a dict or a JSON string. Paths in it are relative to the file (else to the current folder).
+Every error names the file, the JSON path, the candidates and the remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from paddock.errors import ConfigError, did_you_mean
+from paddock.plan import Precision
+
+RESERVED = ("repair", "isolation", "timeout", "warm_start", "tune")
+"""Keys that a later version gives a meaning; refused until then rather than ignored."""
+
+DEFAULT_MAX_ERROR: Mapping[Precision, float] = {
+    Precision.FP32: 1e-4,
+    Precision.FP16: 1e-2,
+    Precision.BF16: 5e-2,
+    Precision.INT8: 1e-1,
+}
+"""The accuracy budget where a config names none: relative error against the fp32 reference (docs/config.md)."""
+
+MAX_BYTES = 64 * 1024
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _beside_the_config(path: Path, info: ValidationInfo) -> Path:
+    if "\0" in str(path):
+        raise PydanticCustomError("path", "a path cannot hold a NUL character")
+    base = info.context["base"] if info.context else Path()
+    return Path(os.path.normpath(base / path))
+
+
+def _readable_size(text: Any) -> Any:
+    if isinstance(text, str) and not re.fullmatch(r"\d{1,12}(\.\d{1,6})?\s*([kKmMgGtT](i?[bB])?|[bB])?", text):
+        raise PydanticCustomError("size", 'a size is written like "2GiB", "512MiB" or a number of bytes')
+    return text
+
+
+ConfigPath = Annotated[Path, AfterValidator(_beside_the_config), Field(strict=False)]
+Size = Annotated[ByteSize, BeforeValidator(_readable_size), Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$", max_length=64)]
+AdapterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*/[a-z][a-z0-9_.-]*$", max_length=129)]
+Extent = Annotated[int, Field(ge=1, le=2**40, strict=True)]
+# Not strict, or a list that passed through a validator of ours would no longer do for a tuple.
+Extents = Extent | Annotated[tuple[Extent, ...], Field(strict=False, min_length=1, max_length=64)]
+
+
+class Profile(_Part):
+    """The extents that one dimension (numbers) or one input (lists) may take; `opt` defaults to `max`."""
+
+    min: Extents
+    opt: Extents | None = None
+    max: Extents
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Profile:
+        low, best, high = (_as_tuple(e) for e in (self.min, self.opt if self.opt is not None else self.max, self.max))
+        same_kind = isinstance(self.min, int) == isinstance(self.max, int)
+        if not same_kind or not len(low) == len(best) == len(high):
+            raise PydanticCustomError("profile", "min, opt and max must have the same rank")
+        if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
+            raise PydanticCustomError("profile", "a profile needs min <= opt <= max on every axis")
+        return self
+
+
+class Buckets(_Part):
+    """The only extents (numbers) or shapes (lists) that are served."""
+
+    buckets: Annotated[tuple[Extents, ...], Field(strict=False, min_length=1, max_length=64)]
+
+
+def _one_message(value: Any, handler: Any) -> Any:
+    try:
+        return handler(value)
+    except ValidationError as error:
+        own = [e["msg"] for e in error.errors() if e["type"] == "profile"]
+        raise PydanticCustomError(
+            "shapes",
+            own[0]
+            if own
+            else "takes an extent >= 1, a list of extents, {min, opt, max}, a list of those, or {buckets}",
+        ) from None
+
+
+ShapeEntry = Annotated[
+    Extents | Profile | Annotated[tuple[Profile, ...], Field(strict=False, min_length=1, max_length=64)] | Buckets,
+    WrapValidator(_one_message),
+]
+
+
+class Operators(_Part):
+    """Which operators are kept off the adapter, or in fp32, by type or node name."""
+
+    exclude: tuple[str, ...] = ()
+    keep_fp32: tuple[str, ...] = ()
+
+
+class Memory(_Part):
+    """The memory budget: of the host or the device, as the adapter's memory is."""
+
+    limit: Size | None = None
+
+
+class Agreement(_Part):
+    """At least this agreement with the reference instead of an error bound.
+
+    `cosine`: cosine similarity of each vector along `axis`, the smallest counts. `top1`: share of positions whose
+    largest element along `axis` is the reference's. `output` picks one output (default: every float output);
+    `mask` names an input whose non-zero elements say which positions count.
+    """
+
+    cosine: Annotated[float, Field(gt=0, le=1)] | None = None
+    top1: Annotated[float, Field(gt=0, le=1)] | None = None
+    output: str | None = None
+    axis: int = -1
+    mask: str | None = None
+
+    @model_validator(mode="after")
+    def _one_metric(self) -> Agreement:
+        if (self.cosine is None) == (self.top1 is None):
+            raise PydanticCustomError("agreement", "needs exactly one of cosine and top1")
+        return self
+
+
+class Accuracy(_Part):
+    """How close to the reference the deployment must be, on what, and when that is checked."""
+
+    max_error: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Largest absolute difference over the reference's largest magnitude, for each output."""
+    min_agreement: Agreement | None = None
+    samples: ConfigPath | None = None
+    """An .npz with an array for each input, or a folder of them."""
+    verify: Literal["always", "cached", "golden", "off"] = "always"
+    golden: ConfigPath | None = None
+    """Stored inputs and outputs (`paddock verify --write-golden`), for hosts without a reference."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Accuracy:
+        if self.max_error is not None and self.min_agreement is not None:
+            raise PydanticCustomError("accuracy", "takes max_error or min_agreement, not both")
+        if (self.verify == "golden") != (self.golden is not None):
+            raise PydanticCustomError("accuracy", 'verify "golden" and a golden file go together')
+        if self.verify in ("golden", "off") and self.samples is not None:
+            raise PydanticCustomError("accuracy", f'samples have no effect with verify "{self.verify}"')
+        if self.verify == "off" and (self.max_error is not None or self.min_agreement is not None):
+            raise PydanticCustomError("accuracy", 'a budget has no effect with verify "off"')
+        return self
+
+
+class Calibration(_Part):
+    """Samples to calibrate by, never the ones that judge."""
+
+    samples: ConfigPath
+
+
+class HardwareConfig(_Part):
+    """What to deploy on: the one file that changes when the hardware does."""
+
+    model_config = ConfigDict(title="Paddock hardware config")
+
+    schema_: Annotated[str | None, Field(alias="$schema")] = None
+    version: Literal[1] = 1
+    hardware: Name
+    backend: Name
+    devices: Annotated[tuple[Annotated[int, Field(ge=0, le=4096)], ...], Field(min_length=1)] = (0,)
+    instances: Annotated[PositiveInt, Field(le=1024)] = 1
+    """Sessions that serve in parallel."""
+    precision: Precision = Precision.FP32
+    batch_size: Extent | None = None
+    """The largest extent on axis 0 of the inputs."""
+    shapes: Mapping[str, ShapeEntry] = Field(default_factory=dict)
+    """By input or by named dimension."""
+    operators: Operators = Operators()
+    memory: Memory = Memory()
+    accuracy: Accuracy = Accuracy()
+    calibration: Calibration | None = None
+    candidates: tuple[AdapterName, ...] = ()
+    """Adapters for the whole model, tried in order when hardware/backend is not available."""
+    fallback: tuple[AdapterName, ...] = ()
+    """Adapters for single nodes that hardware/backend cannot run, in order."""
+    strict: bool = True
+    """Refuse where what took effect differs from what was asked for, and where a check proves nothing."""
+    threads: Annotated[PositiveInt, Field(le=4096)] | None = None
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    """The adapter's own options; `paddock adapters` lists them."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> HardwareConfig:
+        for field, names in (("devices", self.devices), ("candidates", self.candidates), ("fallback", self.fallback)):
+            if len(set(names)) != len(names):
+                raise PydanticCustomError("distinct", "{field} names one entry twice", {"field": field})
+        return self
+
+    @property
+    def adapter(self) -> str:
+        """`hardware/backend`."""
+        return f"{self.hardware}/{self.backend}"
+
+    @property
+    def max_error(self) -> float | None:
+        """The error budget in force, or None where `accuracy.min_agreement` is."""
+        if self.accuracy.min_agreement is not None:
+            return None
+        return self.accuracy.max_error or DEFAULT_MAX_ERROR[self.precision]
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | Mapping[str, Any] | HardwareConfig) -> HardwareConfig:
+        """A config from a file's path, a dict, or a string of JSON; raises `ConfigError`, nothing else."""
+        if isinstance(source, HardwareConfig):
+            return source
+        if isinstance(source, Mapping):
+            return cls._parse(_dump(source), "config", Path())
+        text = os.fspath(source)
+        if not isinstance(text, str):
+            raise ConfigError("a config is a path, a dict or a JSON string", where="config")
+        if text.lstrip().startswith("{"):
+            return cls._parse(text, "config", Path())
+        path = Path(text)
+        return cls._parse(_read(path), str(path), path.parent)
+
+    @classmethod
+    def _parse(cls, text: str, where: str, base: Path) -> HardwareConfig:
+        data = _loads(text, where)
+        if not isinstance(data, dict):
+            raise ConfigError(f"a config is a JSON object, not {_kind(data)}", where=where)
+        for key in RESERVED:
+            if key in data:
+                raise ConfigError(
+                    "is reserved and not available in this version", where=f"{where}: $.{key}", remedy="leave it out"
+                )
+        for key in ("hardware", "backend", "precision"):
+            if data.get(key) == "auto":
+                raise ConfigError(
+                    '"auto" is not available in this version',
+                    where=f"{where}: $.{key}",
+                    remedy="name one; `paddock bench` with several --config compares them",
+                )
+        try:
+            return cls.model_validate_json(json.dumps(data), context={"base": base})
+        except ValidationError as error:
+            raise _as_config_error(error, where, data) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of `HardwareConfig`, for editors; `paddock schema` prints it."""
+    schema = HardwareConfig.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _as_tuple(extents: Extents) -> tuple[int, ...]:
+    return (extents,) if isinstance(extents, int) else extents
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"is larger than {MAX_BYTES // 1024} KiB: not a config", where=str(path))
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        near = did_you_mean(path.name, _json_files(path.parent))
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), remedy=near) from None
+    except ValueError as error:
+        raise ConfigError(f"cannot be read as UTF-8: {error}", where=repr(str(path))) from None
+
+
+def _json_files(folder: Path) -> list[str]:
+    try:
+        return sorted(p.name for p in folder.glob("*.json"))
+    except OSError:
+        return []
+
+
+def _dump(data: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(data, default=os.fspath)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"is not JSON data: {error}", where="config") from None
+
+
+def _loads(text: str, where: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"the key {twice!r} stands twice in one object", where=where)
+        return found
+
+    def refuse(constant: str) -> Any:
+        raise ConfigError(f"{constant} is not JSON", where=where)
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        place = f"{where}: line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"is not JSON: {error.msg}", where=place) from None
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"is not JSON: {error}", where=where) from None
+
+
+def _kind(data: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(data), "a number")
+
+
+def json_path(location: Sequence[int | str]) -> str:
+    """`("accuracy", "samples", 0)` -> `$.accuracy.samples[0]`."""
+    return "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+
+
+def _as_config_error(error: ValidationError, where: str, data: Any) -> ConfigError:
+    """The first finding, with the names that could have stood there."""
+    found = error.errors(include_url=False)[0]
+    location = tuple(found["loc"])
+    candidates: Sequence[str] = ()
+    remedy = None
+    message = found["msg"]
+    if found["type"] == "extra_forbidden":
+        candidates = _keys_at(location[:-1])
+        message = "no such key"
+        remedy = did_you_mean(str(location[-1]), candidates)
+    elif found["type"] == "missing":
+        message = "is required"
+        remedy = f'add it, as in {{"{location[-1]}": ...}}'
+    elif found["type"] in ("enum", "literal_error"):
+        candidates = [c.strip(" '") for c in re.split(r",| or ", str(found["ctx"]["expected"]))]
+        message = f"{_short(found['input'])} is not one of the known values"
+        remedy = did_you_mean(str(found["input"]), candidates)
+    else:
+        message = f"{message} (found {_short(found['input'])})"
+    others = error.error_count() - 1
+    if others:
+        message += f"; {others} more finding{'s' if others > 1 else ''}"
+    return ConfigError(message, where=f"{where}: {json_path(location)}", candidates=candidates, remedy=remedy)
+
+
+_INNER: Mapping[int | str, type[BaseModel]] = {
+    "operators": Operators,
+    "memory": Memory,
+    "accuracy": Accuracy,
+    "calibration": Calibration,
+    "min_agreement": Agreement,
+}
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = HardwareConfig
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None or part not in _INNER:
+            return []
+        model = _INNER[part]
+    return sorted(field.alias or name for name, field in model.model_fields.items())
+
+
+def _short(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,221 @@
+"""Where sessions live and on which threads they run: in this process, or in a child.
+
+`run` goes straight through on the caller's thread wherever the adapter's declared concurrency allows, because a
+hand-over between threads costs more (45 microseconds measured) than a small model's whole run.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from paddock.child import DEFAULT_SECONDS, Child
+from paddock.errors import BuildFailed, PaddockError, RunFailed
+from paddock.spi import Adapter, Arrays, Artifact, Context, Device, Observed, ResolvedConfig, Session, Threading
+
+Outputs = dict[str, "np.ndarray[Any, Any]"]
+
+_REENTRANT_PERMITS = 256
+"""How many calls may be inside one reentrant session at once."""
+
+
+class ExecutionHost(ABC):
+    """Owns the sessions of one deployment."""
+
+    @abstractmethod
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
+        """Runs one request to its end; safe from many threads. Raises `RunFailed`."""
+
+    @abstractmethod
+    def observed(self) -> Observed:
+        """What really took effect in the sessions."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Waits for the requests inside, then frees everything; closing twice is fine."""
+
+
+class InProcessHost(ExecutionHost):
+    """Sessions in this process.
+
+    Args:
+        load: Makes a session; called once, and again for each further instance that cannot be forked.
+        threading_kind: The adapter's declared threading.
+        instances: How many sessions serve in parallel.
+        name: The adapter's name; errors carry it.
+    """
+
+    def __init__(self, load: Callable[[], Session], threading_kind: Threading, instances: int, name: str) -> None:
+        self._name = name
+        self._threading = threading_kind
+        self._home = threading.get_ident()
+        self._free: queue.SimpleQueue[Session | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
+        # One thread for each instance: they stay, since a new thread can cost a runtime 0.3 s and 139 MB.
+        self._threads = ThreadPoolExecutor(instances, thread_name_prefix=f"paddock {name}")
+        self._bound = threading_kind is Threading.BOUND
+        self._sessions: list[Session] = []
+        self._owners: dict[int, ThreadPoolExecutor] = {}
+        try:
+            for _ in range(instances):
+                self._add(load)
+        except BaseException:
+            self.close()
+            raise
+        permits = _REENTRANT_PERMITS if threading_kind is Threading.REENTRANT else 1
+        self._permits = permits * instances
+        for _ in range(permits):
+            for session in self._sessions:
+                self._free.put(session)
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
+        if self._threading is Threading.HOME and threading.get_ident() != self._home:
+            return self._submit(feeds, outputs).result()
+        return self._run(feeds, outputs)
+
+    def submit(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Future[Outputs]:
+        """`run` on one of the host's own threads."""
+        return self._submit(feeds, outputs)
+
+    def observed(self) -> Observed:
+        found: Observed = self._on_owner(self._sessions[0], self._sessions[0].observed)
+        return found
+
+    def close(self) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._threads.shutdown(wait=True)
+            for _ in range(getattr(self, "_permits", 0)):
+                self._free.get()  # each call inside gives its permit back when it is done
+            self._free.put(None)  # whoever waits, or comes later, finds this
+            for session in self._sessions:
+                self._on_owner(session, session.close)
+            for owner in self._owners.values():
+                owner.shutdown(wait=True)
+
+    def _submit(self, feeds: Arrays, outputs: Sequence[str] | None) -> Future[Outputs]:
+        try:
+            return self._threads.submit(self._run, feeds, outputs)
+        except RuntimeError:
+            raise self._is_closed() from None
+
+    def _run(self, feeds: Arrays, outputs: Sequence[str] | None) -> Outputs:
+        session = self._free.get()
+        if session is None:
+            self._free.put(None)
+            raise self._is_closed()
+        try:
+            if self._bound:
+                return self._owners[id(session)].submit(session.run, feeds, outputs).result()
+            return session.run(feeds, outputs)
+        except PaddockError:
+            raise
+        except Exception as error:
+            raise RunFailed(f"{self._name} failed while running: {first_line(error)}") from error
+        finally:
+            self._free.put(session)
+
+    def _add(self, load: Callable[[], Session]) -> None:
+        first = self._sessions[0] if self._sessions else None
+        if not self._bound:
+            fork = first.fork() if first is not None else None
+            self._sessions.append(fork if fork is not None else load())
+            return
+        owner = ThreadPoolExecutor(1, thread_name_prefix=f"paddock {self._name} bound")
+        session = owner.submit(load).result()
+        self._sessions.append(session)
+        self._owners[id(session)] = owner
+
+    def _on_owner(self, session: Session, action: Callable[[], Any]) -> Any:
+        owner = self._owners.get(id(session))
+        return owner.submit(action).result() if owner is not None else action()
+
+    def _is_closed(self) -> RunFailed:
+        return RunFailed(f"the deployment on {self._name} is closed")
+
+
+class ChildHost(ExecutionHost):
+    """One session in a child process: for references and first tries, where a crash must not end this process.
+
+    The child is the caller's, who closes it; `close` here ends only the session.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        adapter: type[Adapter],
+        config: ResolvedConfig,
+        device: Device | None,
+        artifact: Artifact,
+        context: Context,
+        seconds: float = DEFAULT_SECONDS,
+    ) -> None:
+        self._child = child
+        self._seconds = seconds
+        self._handle: int | None = child.call(
+            _load_here, adapter, config, device, artifact, context.work, context.cache, seconds=seconds
+        )
+
+    def limit(self, seconds: float) -> None:
+        """How long one run may take from now on; a longer one ends the child with `ChildFailed`."""
+        self._seconds = seconds
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
+        return self._child.call(_run_here, self._handle, dict(feeds), outputs, seconds=self._seconds)
+
+    def observed(self) -> Observed:
+        return self._child.call(_observed_here, self._handle)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._child.call(_close_here, self._handle)
+            self._handle = None
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an SDK's message, with the error's type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def building(what: str, action: Callable[[], Any]) -> Any:
+    """`action()`, with whatever an SDK raises turned into `BuildFailed`."""
+    try:
+        return action()
+    except PaddockError:
+        raise
+    except Exception as error:
+        raise BuildFailed(f"{what} failed: {first_line(error)}") from error
+
+
+_SESSIONS: dict[int, Session] = {}
+"""In a child: the sessions that its parent holds handles to."""
+
+
+def _load_here(
+    adapter: type[Adapter], config: ResolvedConfig, device: Device | None, artifact: Artifact, work: Any, cache: Any
+) -> int:
+    handle = len(_SESSIONS)
+    _SESSIONS[handle] = adapter(config, device).load(artifact, Context(work, cache))
+    return handle
+
+
+def _run_here(handle: int, feeds: Arrays, outputs: Sequence[str] | None) -> Outputs:
+    return _SESSIONS[handle].run(feeds, outputs)
+
+
+def _observed_here(handle: int) -> Observed:
+    return _SESSIONS[handle].observed()
+
+
+def _close_here(handle: int) -> None:
+    _SESSIONS.pop(handle).close()

@@ -1,0 +1,83 @@
+"""What this host is: cores, memory, CPU flags, and how its threads are shared out.
+
+Runtimes in one process fight over the cores, so the thread budget is decided here, in one place.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from paddock.config import HardwareConfig
+
+_FLAGS_THAT_MATTER = (
+    "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve",
+)  # fmt: skip
+
+
+def cores() -> int:
+    """Cores this process may use: its affinity, capped by a cgroup v2 quota (rounded up)."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, -(-int(quota) // int(period))))
+    except (OSError, ValueError):
+        pass  # No cgroup v2 quota here: the affinity stands.
+    return count
+
+
+def share_of_threads(config: HardwareConfig) -> int:
+    """Compute threads for each session: `threads` of the config, or the cores divided by its instances (at least 1)."""
+    return config.threads or max(1, cores() // config.instances)
+
+
+def memory_available() -> int:
+    """Bytes of host memory that can be taken without swapping, within a cgroup v2 limit."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            available = min(available, max(0, int(limit) - used))
+    except (OSError, ValueError):
+        pass  # No cgroup v2 limit here.
+    return available
+
+
+@cache
+def cpu() -> tuple[str, tuple[str, ...]]:
+    """The CPU's model name and those of its flags that decide which kernels a runtime takes."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+    except OSError:
+        pass  # Not Linux: the platform module's name has to do.
+    return name, tuple(flag for flag in _FLAGS_THAT_MATTER if flag in flags)
+
+
+@cache
+def host_facts() -> Mapping[str, Any]:
+    """What decides whether an answer found on this host still holds: CPU, kernel, drivers, Python."""
+    name, flags = cpu()
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "host": platform.node(),
+        "cpu": name,
+        "flags": list(flags),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "nvidia": driver.read_text().splitlines()[0] if driver.exists() else None,
+    }

@@ -1,0 +1,238 @@
+"""The frozen plans: who runs each node, in which dtype, in how much memory, and why.
+
+A plan can be made, printed, stored, compared and hashed without the device. `semantics()` is what the hash is
+taken over: reasons, timings and free memory are left out, because they do not change what is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import TypeAdapter
+
+
+class Precision(StrEnum):
+    """What a deployment computes in (not merely stores)."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+class Answer(StrEnum):
+    """The three answers that planning knows."""
+
+    YES = "yes"
+    NO = "no"
+    PROVISIONAL = "provisional"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An answer with its reason. Every "no" in Paddock is one of these, never a bare False.
+
+    `source` names who says so: the SDK's call or table, the standard, or the config.
+    """
+
+    answer: Answer
+    reason: str = ""
+    source: str = ""
+
+    @classmethod
+    def yes(cls, reason: str = "", source: str = "") -> Verdict:
+        """It can."""
+        return cls(Answer.YES, reason, source)
+
+    @classmethod
+    def no(cls, reason: str, source: str = "") -> Verdict:
+        """It cannot, and why."""
+        return cls(Answer.NO, reason, source)
+
+    @classmethod
+    def provisional(cls, reason: str, source: str = "") -> Verdict:
+        """Probably; only building or the device can confirm it."""
+        return cls(Answer.PROVISIONAL, reason, source)
+
+    @property
+    def usable(self) -> bool:
+        """Whether planning may go on with it: yes or provisional."""
+        return self.answer is not Answer.NO
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlacement:
+    """Where one node of the model runs; `adapter` is None where nobody takes it."""
+
+    node: int
+    op: str
+    adapter: str | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of nodes that one adapter compiles as one unit; `inputs` and `outputs` are value indices."""
+
+    index: int
+    adapter: str
+    nodes: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Operator selection's answer for a whole model."""
+
+    nodes: tuple[NodePlacement, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def placed(self) -> int:
+        """How many nodes have an adapter."""
+        return sum(node.adapter is not None for node in self.nodes)
+
+    def by_operator(self) -> list[tuple[str, str, str, str, int]]:
+        """Rows (operator, adapter or "-", answer, reason, count), most frequent first: the plan's table."""
+        rows = Counter((n.op, n.adapter or "-", n.verdict.answer.value, n.verdict.reason) for n in self.nodes)
+        return [(*row, count) for row, count in sorted(rows.items(), key=lambda item: (-item[1], item[0]))]
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionPlan:
+    """Which dtype the model computes in, and by what means.
+
+    `means` says who casts: "none" (the model already is in that precision) or "backend" (the backend's own
+    setting, read back after load). `keep_fp32` are node indices held in fp32.
+    """
+
+    precision: Precision
+    means: str = "none"
+    keep_fp32: tuple[int, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Predicted bytes of one deployment, all instances together, every bounded dimension at its largest.
+
+    `activations` is the largest sum of intermediates alive at once (a lower bound for any layout of them);
+    `unknown` counts the values whose size the graph does not tell; they are not in the sums.
+    """
+
+    weights: int
+    activations: int
+    io: int
+    instances: int = 1
+    unknown: int = 0
+    planned_by: str = "backend"
+    kind: str = "host"
+    limit: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Weights, intermediates and inputs/outputs of every instance, in bytes: a lower bound."""
+        return (self.weights + self.activations + self.io) * self.instances
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One thing asked for and what becomes of it; `effective` is None until a session reports it."""
+
+    name: str
+    requested: Any
+    effective: Any = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A known defect of the SDK that concerns this plan, and what is done about it."""
+
+    name: str
+    summary: str
+    action: str
+    applied: bool
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is decided before anything is built."""
+
+    model: str
+    """Fingerprint of the model's files (SHA-256, hex)."""
+    format: str
+    """The format that the adapter is given, which differs from the source's where it was converted."""
+    adapter: str
+    device: str
+    precision: PrecisionPlan
+    placement: Placement
+    memory: MemoryPlan
+    shapes: Mapping[str, str]
+    """Each input's shape as the config admits it, printable."""
+    settings: tuple[Setting, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    verify: str = "always"
+    reference: tuple[str, ...] = ()
+    """The adapters that may serve as the reference, best first."""
+    budget: str = ""
+    notes: tuple[str, ...] = ()
+    """What a reader must know: a candidate skipped, a fallback taken, a conversion made."""
+
+    def semantics(self) -> dict[str, Any]:
+        """The part of the plan that changes what is built or answered, as JSON data."""
+        full = self.to_json()
+        return {
+            **{k: full[k] for k in ("model", "format", "adapter", "device", "shapes", "versions", "verify", "budget")},
+            "precision": {k: full["precision"][k] for k in ("precision", "means", "keep_fp32")},
+            "placement": [[n["node"], n["adapter"]] for n in full["placement"]["nodes"]],
+            "segments": full["placement"]["segments"],
+            "instances": full["memory"]["instances"],
+            "settings": [[s["name"], s["requested"]] for s in full["settings"]],
+            "remedies": [[r["name"], r["applied"]] for r in full["remedies"]],
+        }
+
+    @property
+    def key(self) -> str:
+        """SHA-256 (hex) over `semantics()`: equal keys build and answer alike."""
+        return digest(self.semantics())
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON data."""
+        data: dict[str, Any] = _PLAN.dump_python(self, mode="json")
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """The inverse of `to_json`; raises pydantic's ValidationError on foreign data."""
+        return _PLAN.validate_python(data)
+
+    def diff(self, other: Plan) -> Iterator[tuple[str, Any, Any]]:
+        """Every place where two plans' semantics differ: (dotted path, here, there)."""
+        yield from _differences("", self.semantics(), other.semantics())
+
+
+def digest(data: Any) -> str:
+    """SHA-256 (hex) of JSON data, independent of key order."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _differences(path: str, here: Any, there: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        for key in sorted({*here, *there}):
+            yield from _differences(f"{path}.{key}" if path else str(key), here.get(key), there.get(key))
+    elif here != there:
+        yield path, here, there
+
+
+_PLAN = TypeAdapter(Plan)

@@ -1,0 +1,173 @@
+"""From a path to a `Model`, and from a model to the format that an adapter takes.
+
+Reading and converting run in a child process, because SDKs abort on broken files; what was read once is kept by its
+content.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from paddock.child import Children
+from paddock.errors import BuildFailed, ConfigError, ModelError, NotAvailable, nearest
+from paddock.graph import Graph, Range
+from paddock.model import Files, Model, fingerprint
+from paddock.registry import Registry
+from paddock.spi import Adapter, Format
+
+_GRAPH = TypeAdapter(Graph)
+_CONVERSION = "conversion.json"
+
+
+def open_model(path: str | os.PathLike[str] | Model, registry: Registry, children: Children) -> Model:
+    """The model at `path` (a file, a stem or a folder) in whichever format knows it; raises `ModelError`."""
+    if isinstance(path, Model):
+        return path
+    try:
+        place = Path(os.fspath(path))
+        located = {
+            name: files for name, format in registry.formats.items() if (files := format.locate(place)) is not None
+        }
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"cannot be looked up: {error}", where=ascii(str(path))) from None
+    if not located:
+        raise _unknown(place, registry)
+    if len(located) > 1:
+        raise ModelError(
+            "holds models of several formats", where=str(place), candidates=sorted(located), remedy="name one file"
+        )
+    name, files = next(iter(located.items()))
+    return _read(registry.formats[name], files, registry, children)
+
+
+def adapted(model: Model, adapter: type[Adapter], registry: Registry, children: Children) -> Model:
+    """`model` in the first format that `adapter` takes, converted where it must be, with the same bounds.
+
+    Raises `NotAvailable` where no conversion leads there.
+    """
+    if model.format in adapter.formats:
+        return model
+    converts_to = registry.formats[model.format].converts_to
+    target = next((name for name in adapter.formats if name in converts_to), None)
+    if target is None or target not in registry.formats:
+        able = [name for name in registry.names() if _takes(registry, name, (model.format, *converts_to))]
+        raise NotAvailable(
+            f"{adapter.name()} takes {' and '.join(adapter.formats)} models; there is no way there from {model.format}",
+            where="$.hardware/$.backend",
+            candidates=able,
+            remedy=f"choose an adapter that takes {model.format} models, or export the model anew",
+        )
+    return _convert(model, target, registry, children)
+
+
+def _takes(registry: Registry, name: str, formats: Sequence[str]) -> bool:
+    return any(format in entry.adapter.formats for entry in registry.adapters[name] for format in formats)
+
+
+def _read(format: Format, files: Files, registry: Registry, children: Children) -> Model:
+    complete = format.complete(files)
+    mark = fingerprint(format.name, complete)
+    owner = _owner(format, registry)
+
+    def read() -> Any:
+        try:
+            return children.get(owner[0]).call(_read_here, format, dict(complete))
+        except BuildFailed as error:
+            where = str(next(iter(files.values())))
+            broken = ModelError(f"cannot be read as {format.name}: {error.problem}", where=where)
+            raise broken from error
+
+    graph = _GRAPH.validate_python(registry.store.remembered("graphs", [mark, *owner], read))
+    return Model(format.name, dict(complete), mark, graph)
+
+
+def _convert(model: Model, target: str, registry: Registry, children: Children) -> Model:
+    format = registry.formats[model.format]
+    owner = _owner(format, registry)
+
+    def build(folder: Path) -> None:
+        try:
+            files, provenance = children.get(owner[0]).call(_convert_here, format, model, target, folder)
+        except BuildFailed as error:
+            raise NotAvailable(
+                f"the model cannot be converted from {model.format} to {target}: {error.problem}",
+                where=str(next(iter(model.files.values()))),
+                remedy=f"choose an adapter that takes {model.format} models",
+            ) from error
+        names = {role: path.relative_to(folder).as_posix() for role, path in files.items()}
+        (folder / _CONVERSION).write_text(json.dumps({"files": names, "provenance": provenance}))
+
+    folder = registry.store.folder("conversions", [model.fingerprint, target, *owner], build)
+    kept = json.loads((folder / _CONVERSION).read_text())
+    files = {role: folder / name for role, name in kept["files"].items()}
+    converted = _read(registry.formats[target], files, registry, children)
+    graph = converted.graph.with_bounds(_carried_bounds(model.graph, converted.graph))
+    provenance = tuple(tuple(nodes) for nodes in kept["provenance"])
+    if len(provenance) != len(graph.nodes):
+        raise ModelError(
+            f"the conversion traces {len(provenance)} nodes, the {target} reader sees {len(graph.nodes)}",
+            where=str(folder),
+            remedy="report this to the format plugin's author",
+        )
+    return Model(target, converted.files, converted.fingerprint, graph, model, provenance)
+
+
+def _carried_bounds(source: Graph, target: Graph) -> dict[str, Range]:
+    """The source inputs' ranges under the target's symbols, by position of input and axis."""
+    if len(source.inputs) != len(target.inputs):
+        raise ModelError(f"the conversion has {len(target.inputs)} inputs, the model {len(source.inputs)}")
+    bounds: dict[str, Range] = {}
+    for here, there in zip(source.input_values, target.input_values, strict=True):
+        for dim, symbol in zip(here.shape or (), there.shape or (), strict=False):
+            found = source.range_of(dim)
+            if isinstance(symbol, str) and found is not None:
+                known = bounds.get(symbol)
+                if known is not None and known != found:
+                    # One symbol for two dimensions: the wider range; the border still checks each by the source's.
+                    found = Range(min(known.min, found.min), found.opt, max(known.max, found.max))
+                bounds[symbol] = found
+    return bounds
+
+
+def _owner(format: Format, registry: Registry) -> list[str]:
+    """The distribution that brings a format, its version and its SDK's: part of every key."""
+    for plugin in registry.plugins:
+        if format.name in plugin.formats:
+            return [plugin.distribution, plugin.version, *format.versions()]
+    raise ConfigError(f"no plugin brings the format {format.name}")
+
+
+def _unknown(place: Path, registry: Registry) -> ModelError:
+    endings = sorted({suffix for format in registry.formats.values() for suffix in format.suffixes})
+    if place.exists():
+        return ModelError(
+            "is no model of a known format",
+            where=str(place),
+            candidates=[f"{f.name} ({', '.join(f.suffixes)})" for f in registry.formats.values()],
+            remedy="Paddle models come from the plugin paddock-paddle; `paddock adapters` lists what is loaded",
+        )
+    beside = [p.name for p in place.parent.iterdir() if p.suffix in endings] if place.parent.is_dir() else []
+    near = nearest(place.name, beside)
+    return ModelError(
+        "does not exist",
+        where=str(place),
+        candidates=sorted(beside)[:10],
+        remedy=f"did you mean {near!r}?" if near else None,
+    )
+
+
+def _read_here(format: Format, files: Files) -> Mapping[str, Any]:
+    # As plain data: what is kept is JSON, and a fresh reading must be no different from a kept one.
+    data: Mapping[str, Any] = json.loads(json.dumps(asdict(format.read(files))))
+    return data
+
+
+def _convert_here(format: Format, model: Model, target: str, folder: Path) -> tuple[Files, tuple[tuple[int, ...], ...]]:
+    return format.convert(model, target, folder)

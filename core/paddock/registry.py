@@ -1,0 +1,418 @@
+"""Which plugins there are, what they bring, and whether it works here.
+
+Entry points are loaded in a loop of our own, because pluggy's drops a second distribution with an equal entry-point
+name without a word and lets one plugin that fails to import end the discovery of all. Every failure is recorded with
+its reason, shown by `paddock adapters`, and listed in the error of a config that cannot be resolved.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pluggy
+from packaging.utils import canonicalize_name
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from paddock import builtin, spi
+from paddock.cache import Store
+from paddock.child import call_in_child
+from paddock.config import HardwareConfig, json_path
+from paddock.errors import ConfigError, NotAvailable, PaddockError, did_you_mean
+from paddock.machine import host_facts, share_of_threads
+from paddock.plan import Precision, Verdict
+from paddock.spi import SPI_VERSION, Adapter, Device, Devices, Event, Format, Probe, ResolvedConfig
+
+GROUP = "paddock"
+CORE = "paddock"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point found, loaded or not."""
+
+    distribution: str
+    version: str
+    entry_point: str
+    verdict: Verdict
+    adapters: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Registered:
+    """An adapter class and the distribution that brings it."""
+
+    adapter: type[Adapter]
+    distribution: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The answer of `Registry.resolve`: an adapter that is available for a config, and who was passed over."""
+
+    registered: Registered
+    config: ResolvedConfig
+    device: Device
+    versions: Mapping[str, str]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`hardware/backend`."""
+        return self.registered.adapter.name()
+
+
+@dataclass
+class Registry:
+    """What was discovered. Make one with `Registry.discover()`."""
+
+    store: Store
+    plugins: list[Plugin] = field(default_factory=list)
+    adapters: dict[str, list[Registered]] = field(default_factory=dict)
+    formats: dict[str, Format] = field(default_factory=dict)
+    observer_failures: list[str] = field(default_factory=list)
+    _manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(GROUP))
+
+    @classmethod
+    def discover(
+        cls,
+        store: Store | None = None,
+        entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
+        only: Iterable[str] | None = None,
+    ) -> Registry:
+        """Loads the plugins installed here.
+
+        Args:
+            store: Where device probes are remembered; the user's cache by default.
+            entry_points: Instead of those installed (for tests).
+            only: Names of the distributions that may load; `PADDOCK_PLUGINS` (a comma list) by default, else all.
+        """
+        registry = cls(store if store is not None else Store())
+        registry._manager.add_hookspecs(spi)
+        registry._register(builtin, CORE, importlib.metadata.version(CORE), CORE)
+        if only is None and "PADDOCK_PLUGINS" in os.environ:
+            only = [name for name in os.environ["PADDOCK_PLUGINS"].split(",") if name.strip()]
+        allowed = None if only is None else {canonicalize_name(name.strip()) for name in only}
+        found = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
+        for point in sorted(found, key=lambda point: (_distribution(point)[0], point.name)):
+            registry._load(point, allowed)
+        return registry
+
+    def names(self) -> list[str]:
+        """Every adapter's `hardware/backend`, sorted."""
+        return sorted(self.adapters)
+
+    def canonical(self, name: str) -> str:
+        """The name an alias stands for: `cpu/onednn` -> `cpu/mkldnn`; other names come back as they are."""
+        hardware, _, backend = name.partition("/")
+        for known, entries in self.adapters.items():
+            if any(entry.adapter.hardware == hardware and backend in entry.adapter.aliases for entry in entries):
+                return known
+        for known, facts in well_known().items():
+            if known.partition("/")[0] == hardware and backend in facts["aliases"]:
+                return known
+        return name
+
+    def get(self, name: str) -> Registered:
+        """The adapter of this name or alias; raises `NotAvailable` with the candidates, or what brings it."""
+        name = self.canonical(name)
+        entries = self.adapters.get(name, [])
+        if len(entries) > 1:
+            both = [f"{entry.distribution} {entry.version}" for entry in entries]
+            raise ConfigError(
+                f"{name} is brought by several distributions",
+                candidates=both,
+                remedy="uninstall one, or name the ones to load in PADDOCK_PLUGINS",
+            )
+        if entries:
+            return entries[0]
+        raise self._unknown(name)
+
+    def probe(self, registered: Registered) -> Probe:
+        """The adapter's own `probe()`; one that raises is a verdict."""
+        try:
+            found = registered.adapter.probe()
+            return found if isinstance(found, Probe) else Probe(Verdict.no("its probe() returned no Probe"))
+        except Exception as error:
+            return Probe(Verdict.no(f"its probe() raised {type(error).__name__}: {error}"))
+
+    def devices(self, registered: Registered, probe: Probe, fresh: bool = False) -> Devices:
+        """The adapter's `probe_device()`, asked in a child process and remembered by versions and host."""
+        if not probe.verdict.usable:
+            return Devices(probe.verdict)
+        name = registered.adapter.name()
+        key = [name, registered.distribution, registered.version, dict(probe.versions), host_facts()]
+        known = None if fresh else self.store.get("probes", key)
+        if known is not None:
+            return _DEVICES.validate_python(known)
+        try:
+            found = call_in_child(f"probing {name}", _probe_device, registered.adapter, seconds=60)
+        except PaddockError as error:
+            # Not remembered: what crashed or hung once may be mended by the time of the next try.
+            return Devices(Verdict.no(error.problem, "probing the device in a child process"))
+        self.store.put("probes", key, _DEVICES.dump_python(found, mode="json"))
+        return found
+
+    def survey(self, fresh: bool = False) -> dict[str, tuple[Registered, Probe, Devices]]:
+        """Every adapter with its probes; the children run side by side."""
+        entries = [entry for name in self.names() for entry in self.adapters[name]]
+        probes = [self.probe(entry) for entry in entries]
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            found = list(pool.map(self.devices, entries, probes, itertools.repeat(fresh)))
+        answers = zip(entries, probes, found, strict=True)
+        return {f"{e.adapter.name()} ({e.distribution})": (e, probe, devices) for e, probe, devices in answers}
+
+    def resolve(self, config: HardwareConfig) -> Resolved:
+        """The adapter that serves `config`: its own, else the first of its `candidates` that is available.
+
+        Raises the adapter's own error where it is the only one considered, else `NotAvailable` listing each.
+        """
+        passed: list[tuple[str, PaddockError]] = []
+        for name in (config.adapter, *config.candidates):
+            try:
+                resolved = self.consider(name, config)
+            except PaddockError as error:
+                passed.append((name, error))
+                continue
+            skipped = tuple((name, error.problem) for name, error in passed)
+            return Resolved(resolved.registered, resolved.config, resolved.device, resolved.versions, skipped)
+        if len(passed) == 1:
+            raise passed[0][1]
+        raise NotAvailable(
+            "none of the adapters that the config names is available",
+            candidates=[f"{name}: {error.problem}" for name, error in passed],
+            remedy="`paddock doctor` says what each one needs",
+        )
+
+    def consider(self, name: str, config: HardwareConfig) -> Resolved:
+        """One adapter for a config, or the error that says why not."""
+        registered = self.get(name)
+        adapter = registered.adapter
+        probe = self.probe(registered)
+        if not probe.verdict.usable:
+            raise NotAvailable(f"{name}: {probe.verdict.reason}", remedy=probe.remedy or None)
+        if config.precision not in adapter.precisions:
+            raise NotAvailable(
+                f"{name} does not compute in {config.precision}",
+                where="$.precision",
+                candidates=sorted(adapter.precisions),
+                remedy="choose one of these, or another backend",
+            )
+        devices = self.devices(registered, probe)
+        if not devices.verdict.usable:
+            raise NotAvailable(f"{name}: {devices.verdict.reason}", remedy=probe.remedy or "see `paddock doctor`")
+        device = _pick_device(name, devices, config)
+        verdict = device.precisions.get(config.precision, Verdict.no("the device does not list it"))
+        if not verdict.usable:
+            raise NotAvailable(
+                f"{name} does not compute in {config.precision} on {device.name}: {verdict.reason}",
+                where="$.precision",
+                candidates=sorted(p for p, v in device.precisions.items() if v.usable),
+                remedy="choose one of these, or another backend",
+            )
+        resolved = ResolvedConfig(config, _options(name, adapter, config), share_of_threads(config))
+        return Resolved(registered, resolved, device, {registered.distribution: registered.version, **probe.versions})
+
+    def references(self, format: str) -> list[Registered]:
+        """The adapters that declare themselves a reference for this format, best first, installed ones only."""
+        ranked = [
+            (entries[0].adapter.references[format].rank, name, entries[0])
+            for name, entries in self.adapters.items()
+            if len(entries) == 1 and format in entries[0].adapter.references
+        ]
+        return [entry for _, _, entry in sorted(ranked, key=lambda r: r[:2]) if self.probe(entry).verdict.usable]
+
+    def observe(self, event: Event) -> None:
+        """Tells every observer; one that raises is recorded in `observer_failures` and disturbs nothing."""
+        for implementation in self._manager.hook.paddock_observe.get_hookimpls():
+            try:
+                implementation.function(event=event)
+            except Exception as error:
+                self.observer_failures.append(f"{implementation.plugin_name}: {type(error).__name__}: {error}")
+
+    def _load(self, point: importlib.metadata.EntryPoint, allowed: set[Any] | None) -> None:
+        distribution, version = _distribution(point)
+        if allowed is not None and canonicalize_name(distribution) not in allowed:
+            reason = "not among PADDOCK_PLUGINS"
+            self.plugins.append(Plugin(distribution, version, point.name, Verdict.no(reason, "PADDOCK_PLUGINS")))
+            return
+        try:
+            module = point.load()
+        except (Exception, SystemExit) as error:
+            verdict = Verdict.no(f"failed to import: {type(error).__name__}: {error}", point.value)
+            self.plugins.append(Plugin(distribution, version, point.name, verdict))
+            return
+        self._register(module, distribution, version, point.name)
+
+    def _register(self, module: Any, distribution: str, version: str, entry_point: str) -> None:
+        try:
+            self._manager.register(module, name=f"{distribution}:{entry_point}")
+            # Hooks are called for this plugin alone, so that one that raises spoils nobody else's answer.
+            others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
+            classes = _flat(self._manager.subset_hook_caller("paddock_adapters", others)())
+            formats = _flat(self._manager.subset_hook_caller("paddock_formats", others)())
+            for adapter in classes:
+                _check_adapter(adapter)
+            for format in formats:
+                _check_format(format)
+            if not classes and not formats and not _observes(module):
+                raise TypeError("it registers nothing: no adapters, no formats, no observer")
+        except Exception as error:
+            if self._manager.is_registered(module):
+                self._manager.unregister(module)
+            verdict = Verdict.no(f"rejected: {type(error).__name__}: {error}", "the contract in paddock.spi")
+            self.plugins.append(Plugin(distribution, version, entry_point, verdict))
+            return
+        for adapter in classes:
+            self.adapters.setdefault(adapter.name(), []).append(Registered(adapter, distribution, version))
+        for format in formats:
+            self.formats.setdefault(format.name, format)
+        names = tuple(adapter.name() for adapter in classes)
+        loaded = Verdict.yes("loaded", "the contract in paddock.spi")
+        self.plugins.append(
+            Plugin(distribution, version, entry_point, loaded, names, tuple(format.name for format in formats))
+        )
+
+    def _unknown(self, name: str) -> NotAvailable:
+        known = well_known().get(name)
+        failures = [
+            f"{plugin.distribution} ({plugin.verdict.reason})" for plugin in self.plugins if not plugin.verdict.usable
+        ]
+        suffix = f"; plugins that did not load: {'; '.join(failures)}" if failures else ""
+        if known is None:
+            near = did_you_mean(name, [*self.names(), *well_known()])
+            return NotAvailable(
+                f"no installed plugin brings {name}{suffix}",
+                where="$.hardware/$.backend",
+                candidates=self.names(),
+                remedy=near or "`paddock adapters` lists what is installed",
+            )
+        missing = list(missing_here(known))
+        return NotAvailable(
+            f"{name} ({known['title']}) is brought by the plugin {known['distribution']}, which is not installed"
+            + (f"; this host also lacks {' and '.join(missing)}" if missing else "")
+            + suffix,
+            where="$.hardware/$.backend",
+            candidates=self.names(),
+            remedy=f"pip install {known['distribution']}"
+            + ("" if not missing else ", on a host that has the hardware"),
+        )
+
+
+@cache
+def well_known() -> Mapping[str, Mapping[str, Any]]:
+    """Well-known `hardware/backend` names: who brings them, their aliases, what they need (data/well_known.json)."""
+    text = importlib.resources.files("paddock").joinpath("data", "well_known.json").read_text(encoding="utf-8")
+    data: Mapping[str, Mapping[str, Any]] = json.loads(text)
+    return data
+
+
+_DEVICES = TypeAdapter(Devices)
+
+
+def missing_here(known: Mapping[str, Any]) -> Iterator[str]:
+    """What a well-known adapter needs (an entry of `well_known`) and this host lacks."""
+    for need in known["needs"]:
+        here = Path(need["path"]).exists() if "path" in need else importlib.util.find_spec(need["module"]) is not None
+        if not here:
+            yield need["what"]
+
+
+def _probe_device(adapter: type[Adapter]) -> Devices:
+    found = adapter.probe_device()
+    if not isinstance(found, Devices):
+        raise TypeError("probe_device() returned no Devices")
+    return found
+
+
+def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    return (point.dist.name, point.dist.version) if point.dist is not None else ("(unknown)", "0")
+
+
+def _flat(answers: Any) -> list[Any]:
+    return [item for answer in answers for item in answer]
+
+
+def _observes(module: Any) -> bool:
+    return callable(getattr(module, "paddock_observe", None))
+
+
+def _check_adapter(adapter: Any) -> None:
+    """Raises TypeError where a class does not keep the contract's declarations."""
+    if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+        raise TypeError(f"{adapter!r} is no Adapter class")
+    _check_version(adapter, adapter.__name__)
+    missing = [n for n in ("hardware", "backend", "formats", "precisions") if not hasattr(adapter, n)]
+    if missing:
+        raise TypeError(f"{adapter.__name__} does not declare {', '.join(missing)}")
+    abstract = sorted(getattr(adapter, "__abstractmethods__", ()))
+    if abstract:
+        raise TypeError(f"{adapter.__name__} does not write {', '.join(abstract)}")
+    if not all(isinstance(n, str) and n for n in (adapter.hardware, adapter.backend, *adapter.formats)):
+        raise TypeError(f"{adapter.__name__}: hardware, backend and formats are non-empty strings")
+    if not all(isinstance(p, Precision) for p in adapter.precisions):
+        raise TypeError(f"{adapter.__name__}: precisions holds paddock.plan.Precision values")
+    if not (isinstance(adapter.Options, type) and issubclass(adapter.Options, BaseModel)):
+        raise TypeError(f"{adapter.__name__}: Options is a pydantic model class")
+
+
+def _check_format(format: Any) -> None:
+    if not isinstance(format, Format):
+        raise TypeError(f"{format!r} is no Format")
+    _check_version(format, type(format).__name__)
+
+
+def _check_version(thing: Any, name: str) -> None:
+    version = getattr(thing, "spi_version", None)
+    if not isinstance(version, int):
+        raise TypeError(f"{name} does not declare spi_version (an int)")
+    if version > SPI_VERSION:
+        raise TypeError(
+            f"{name} was written against version {version} of the contract, this Paddock has {SPI_VERSION}: "
+            "upgrade paddock, or install an older release of the plugin"
+        )
+
+
+def _pick_device(name: str, devices: Devices, config: HardwareConfig) -> Device:
+    known = {device.index: device for device in devices.devices}
+    for index in config.devices:
+        if index not in known:
+            raise NotAvailable(
+                f"{name} has no device {index} here",
+                where="$.devices",
+                candidates=[f"{d.index} ({d.name})" for d in devices.devices],
+            )
+    if len(config.devices) > 1:
+        raise ConfigError(
+            "several devices for one deployment are not available in this version",
+            where="$.devices",
+            remedy="make one deployment for each device",
+        )
+    return known[config.devices[0]]
+
+
+def _options(name: str, adapter: type[Adapter], config: HardwareConfig) -> BaseModel:
+    try:
+        return adapter.Options.model_validate_json(json.dumps(dict(config.options)))
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        known = sorted(adapter.Options.model_fields)
+        unknown = found["type"] == "extra_forbidden"
+        raise ConfigError(
+            f"{name} has no such option" if unknown else f"{found['msg']} (found {ascii(found['input'])[:60]})",
+            where=json_path(("options", *found["loc"])),
+            candidates=known or ["(it has no options)"],
+            remedy=did_you_mean(str(found["loc"][-1]), known) if unknown and found["loc"] else None,
+        ) from None

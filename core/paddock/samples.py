@@ -1,0 +1,307 @@
+"""Inputs to check by: the user's own from .npz files, or seeded ones that suit the graph's dtypes and ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from paddock.errors import ConfigError, UsageError, did_you_mean
+from paddock.graph import Dim, Graph, Value
+from paddock.planning.shapes import admits
+
+Sample = Mapping[str, "np.ndarray[Any, Any]"]
+
+_UNBOUNDED_BATCH = (2, 1)
+_UNBOUNDED_OTHER = (16, 9)
+_UNBOUNDED_IMAGE = (64, 96)
+_WORDS = ("a", "paddock", "0", "")
+
+
+def read_npz(path: Path, where: str) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of one .npz (never pickled objects); raises `UsageError` naming the file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror or error}", where=f"{where}: {path}") from None
+    except (ValueError, BadZipFile, EOFError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise UsageError(f"is not an .npz of plain arrays: {error}", where=f"{where}: {path}") from None
+
+
+def load_samples(path: Path, graph: Graph, where: str = "$.accuracy.samples") -> list[Sample]:
+    """The samples of an .npz, or of every .npz in a folder (by name), checked against the graph's inputs."""
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError("the folder holds no .npz file", where=f"{where}: {path}")
+    return [checked(read_npz(file, where), graph, f"{where}: {file}") for file in files]
+
+
+def checked(sample: Sample, graph: Graph, where: str) -> Sample:
+    """The sample if it fits the graph's inputs: names, dtypes, ranks, extents; else `UsageError`."""
+    border = Border(graph)
+    try:
+        return border.check(sample)
+    except UsageError as error:
+        raise UsageError(
+            error.problem, where=f"{where}: {error.where}", candidates=error.candidates, remedy=error.remedy
+        ) from None
+
+
+class Border:
+    """What may come in: the graph's inputs, checked in a few microseconds for each request."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._names = [value.name for value in graph.input_values]
+        self._inputs = {
+            value.name: (value, _numpy_dtype(value), _fixed_bounds(graph, value)) for value in graph.input_values
+        }
+        self._coupled = bool(graph.choices)
+
+    def check(self, feeds: Sample) -> dict[str, np.ndarray[Any, Any]]:
+        """The feeds as dense row-major arrays; raises `UsageError` for a wrong name, dtype, rank or extent."""
+        inputs = self._inputs
+        if feeds.keys() != inputs.keys():
+            raise self._wrong_names(feeds)
+        ready: dict[str, np.ndarray[Any, Any]] = {}
+        for name, array in feeds.items():
+            value, dtype, bounds = inputs[name]
+            if not isinstance(array, np.ndarray):
+                array = _as_array(name, array)
+            if value.kind != "tensor":
+                ready[name] = array
+                continue
+            if dtype is not None and array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind == "U"):
+                raise UsageError(
+                    f"is {array.dtype}, the model takes {dtype}",
+                    where=f"input {name!r}",
+                    remedy=f"convert it with .astype({str(dtype)!r})",
+                )
+            if bounds is not None:
+                if array.ndim != len(bounds):
+                    raise UsageError(
+                        f"has rank {array.ndim} {list(array.shape)}, the model takes rank {len(bounds)}",
+                        where=f"input {name!r}",
+                    )
+                for extent, bound in zip(array.shape, bounds, strict=True):
+                    if bound is not None and not (
+                        bound[0] <= extent <= bound[1] and (bound[2] is None or bound[2].admits(extent))
+                    ):
+                        raise self._wrong_extent(value, array)
+            ready[name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        if self._coupled and not admits(self._graph, self._extents(ready)):
+            shapes = {name: list(array.shape) for name, array in ready.items()}
+            raise UsageError(f"these shapes are not admitted together: {shapes}", where="inputs", remedy="see $.shapes")
+        return ready
+
+    def _extents(self, arrays: Sample) -> dict[str, int]:
+        return {
+            dim: extent
+            for value in self._graph.input_values
+            for dim, extent in zip(value.shape or (), arrays[value.name].shape, strict=False)
+            if isinstance(dim, str)
+        }
+
+    def _wrong_names(self, feeds: Sample) -> UsageError:
+        missing = [name for name in self._names if name not in feeds]
+        unknown = [name for name in feeds if name not in self._inputs]
+        problem = " and ".join(
+            ([f"missing {', '.join(map(repr, missing))}"] if missing else [])
+            + ([f"unknown {', '.join(map(repr, unknown))}"] if unknown else [])
+        )
+        remedy = did_you_mean(str(unknown[0]), missing or self._names) if unknown else "feed every input"
+        return UsageError(problem, where="inputs", candidates=self._names, remedy=remedy)
+
+    def _wrong_extent(self, value: Value, array: np.ndarray[Any, Any]) -> UsageError:
+        assert value.shape is not None
+        axis, extent, bound = next(
+            (axis, extent, bound)
+            for axis, (extent, dim) in enumerate(zip(array.shape, value.shape, strict=True))
+            if (bound := self._graph.range_of(dim)) is not None and not bound.admits(extent)
+        )
+        dim = value.shape[axis]
+        named = f" ({dim})" if isinstance(dim, str) else ""
+        fixed_by = "the config's shapes and batch_size admit" if isinstance(dim, str) else "this deployment takes"
+        return UsageError(
+            f"has extent {extent} on axis {axis}{named}, {fixed_by} {bound}",
+            where=f"input {value.name!r}",
+            remedy="change the input, or widen shapes or batch_size in the config",
+        )
+
+
+def generate(
+    graph: Graph, gathers: Mapping[str, tuple[int, int]], transparent: frozenset[str], seed: int = 0
+) -> list[Sample]:
+    """Seeded samples: two of one shape, and one of another shape where a dimension is dynamic.
+
+    Floats are standard normal; booleans fair; integers that index a table (found by following the input through
+    `transparent` operators to a `gathers` operator, op -> (position of indices, position of table)) stay below its
+    rows, other integers are 0 or 1; strings come from a few words.
+    """
+    limits = {index: _index_limit(graph, index, gathers, transparent) for index in graph.inputs}
+    extents = _extents_to_try(graph)
+    shapes = [extents[0], extents[0], *extents[1:2]]
+    return [
+        {
+            graph.values[index].name: _draw(
+                np.random.default_rng([seed, number, position]), graph.values[index], shape, limits[index]
+            )
+            for position, index in enumerate(graph.inputs)
+        }
+        for number, shape in enumerate(shapes)
+    ]
+
+
+def typical(graph: Graph, gathers: Mapping[str, tuple[int, int]], transparent: frozenset[str], seed: int = 0) -> Sample:
+    """One seeded sample at the optimum of the graph's bounds; see `generate`."""
+    limits = {index: _index_limit(graph, index, gathers, transparent) for index in graph.inputs}
+    extents = _extents_to_try(graph)[0]
+    extents.update({dim: graph.bounds[dim].opt for dim in extents if isinstance(dim, str) and dim in graph.bounds})
+    return {
+        graph.values[index].name: _draw(
+            np.random.default_rng([seed, position]), graph.values[index], extents, limits[index]
+        )
+        for position, index in enumerate(graph.inputs)
+    }
+
+
+def digest_samples(samples: Sequence[Sample]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes."""
+    total = hashlib.sha256()
+    for sample in samples:
+        for name in sorted(sample):
+            array = sample[name]
+            total.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
+            content = array.tobytes() if array.dtype != object else repr(array.tolist()).encode()
+            total.update(content)
+    return total.hexdigest()
+
+
+def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
+    try:
+        if hasattr(value, "__dlpack__"):
+            found: np.ndarray[Any, Any] = np.from_dlpack(value)
+            return found
+    except (TypeError, RuntimeError, BufferError) as error:
+        raise UsageError(f"cannot be read through DLPack: {error}", where=f"input {name!r}") from None
+    if isinstance(value, (list, tuple)) or np.isscalar(value):
+        raise UsageError(
+            f"is a {type(value).__name__}, not an array: its dtype would be a guess",
+            where=f"input {name!r}",
+            remedy="pass a NumPy array, or anything with __dlpack__",
+        )
+    raise UsageError(f"is a {type(value).__name__}, not an array", where=f"input {name!r}", remedy="pass a NumPy array")
+
+
+def _numpy_dtype(value: Value) -> np.dtype[Any] | None:
+    if value.dtype is None:
+        return None
+    if value.dtype == "string":
+        return np.dtype(object)
+    try:
+        return np.dtype(value.dtype)
+    except TypeError:
+        return None  # A dtype that NumPy does not have (bfloat16): the adapter checks it.
+
+
+Bound = tuple[int, int, Any]
+
+
+def _fixed_bounds(graph: Graph, value: Value) -> tuple[Bound | None, ...] | None:
+    """(min, max, range where there are gaps) for each axis; None where nothing bounds it, or the rank is unknown."""
+    if value.shape is None:
+        return None
+    ranges = [graph.range_of(dim) for dim in value.shape]
+    return tuple(None if r is None else (r.min, r.max, r if r.spans else None) for r in ranges)
+
+
+def _extents_to_try(graph: Graph) -> list[dict[Dim, int]]:
+    """Extents by symbol: a moderate choice within the bounds, then one that differs wherever it may."""
+    first: dict[Dim, int] = {}
+    second: dict[Dim, int] = {}
+    for value in graph.input_values:
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, int) or dim in first:
+                continue
+            default = (
+                _UNBOUNDED_BATCH if axis == 0 else _UNBOUNDED_IMAGE if len(value.shape or ()) >= 4 else _UNBOUNDED_OTHER
+            )
+            first[dim], second[dim] = default
+            bound = graph.range_of(dim)
+            if bound is not None:
+                spans = bound.spans or ((bound.min, bound.max),)
+                first[dim] = min((_clamp(default[0], *span) for span in spans), key=lambda e: abs(e - default[0]))
+                ends = [end for span in spans for end in span if end != first[dim]]
+                second[dim] = min(ends, key=lambda e: abs(e - default[1])) if ends else first[dim]
+    if graph.choices:
+        return _coupled(graph, first)
+    return [first] if first == second else [first, second]
+
+
+def _coupled(graph: Graph, moderate: dict[Dim, int]) -> list[dict[Dim, int]]:
+    """Where the config couples dimensions: the smallest extents of its first two alternatives."""
+    found = []
+    for position in range(2):
+        extents = dict(moderate)
+        for choice in graph.choices:
+            extents.update({symbol: r.min for symbol, r in choice[position % len(choice)].items()})
+        found.append(extents)
+    return found
+
+
+def _clamp(extent: int, low: int, high: int) -> int:
+    return max(low, min(extent, high))
+
+
+def _draw(rng: np.random.Generator, value: Value, extents: Mapping[Dim, int], limit: int) -> np.ndarray[Any, Any]:
+    if value.shape is None or value.kind != "tensor" or value.dtype is None:
+        raise ConfigError(
+            f"no sample can be generated for input {value.name!r} ({value.kind}, rank or dtype unknown)",
+            where="$.accuracy.samples",
+            remedy="give samples",
+        )
+    shape = tuple(dim if isinstance(dim, int) else extents[dim] for dim in value.shape)
+    if value.dtype == "string":
+        return rng.choice(np.array(_WORDS, dtype=object), size=shape)
+    dtype = _numpy_dtype(value)
+    if dtype is None:
+        raise ConfigError(
+            f"no sample can be generated for input {value.name!r} of dtype {value.dtype}",
+            where="$.accuracy.samples",
+            remedy="give samples",
+        )
+    if dtype.kind == "f":
+        return np.asarray(rng.standard_normal(shape)).astype(dtype)
+    if dtype.kind == "c":
+        return np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
+    if dtype.kind == "b":
+        return np.asarray(rng.random(shape) < 0.5)
+    return np.asarray(rng.integers(0, limit, shape)).astype(dtype)
+
+
+def _index_limit(graph: Graph, source: int, gathers: Mapping[str, tuple[int, int]], transparent: frozenset[str]) -> int:
+    """How many rows the smallest table has that `source` indexes, or 2 where it indexes none."""
+    rows: list[int] = []
+    same = {source}
+    for node in graph.nodes:
+        if node.type in transparent and node.inputs and node.inputs[0] in same:
+            same.update(v for v in node.outputs if v is not None)
+        if node.type in gathers:
+            indices, table = gathers[node.type]
+            if indices < len(node.inputs) and node.inputs[indices] in same and table < len(node.inputs):
+                rows.extend(_rows(graph, node.inputs[table], node.attributes.get("axis", 0)))
+    return min(rows, default=2)
+
+
+def _rows(graph: Graph, table: int | None, axis: Any) -> list[int]:
+    shape = graph.values[table].shape if table is not None else None
+    if shape is None or not isinstance(axis, int) or not -len(shape) <= axis < len(shape):
+        return []
+    dim = shape[axis]
+    return [dim] if isinstance(dim, int) and dim > 0 else []

@@ -1,0 +1,153 @@
+"""What the command line shows: rich tables and plain lines, made from plans, reports and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from paddock.bench import Entry
+from paddock.plan import Plan
+from paddock.planning.memory import readable
+from paddock.registry import Plugin, Registered
+from paddock.spi import Devices, Probe
+from paddock.verify import Report
+
+_STYLE = {"yes": "green", "no": "red", "provisional": "yellow"}
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]], title: str | None = None) -> Table:
+    """A table of plain text; the last column may wrap."""
+    made = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+    names = list(columns)
+    for position, name in enumerate(names):
+        made.add_column(name, overflow="fold", no_wrap=position < len(names) - 1 and position == 0)
+    for row in rows:
+        made.add_row(*(escape(str(cell)) for cell in row))
+    return made
+
+
+def show_adapters(
+    out: Console, survey: Mapping[str, tuple[Registered, Probe, Devices]], plugins: Iterable[Plugin]
+) -> None:
+    """Adapters with their devices, then plugins that did not load."""
+    rows = []
+    for registered, probe, devices in survey.values():
+        adapter = registered.adapter
+        usable = probe.verdict.usable and devices.verdict.usable
+        precisions = sorted({p.value for d in devices.devices for p, v in d.precisions.items() if v.usable})
+        reason = probe.verdict.reason if not probe.verdict.usable else devices.verdict.reason
+        state = ", ".join(d.name for d in devices.devices) if usable else reason
+        names = "/".join((adapter.backend, *adapter.aliases))
+        rows.append(
+            (
+                f"{adapter.hardware}/{names}",
+                "yes" if usable else "no",
+                ", ".join(precisions) or "-",
+                ", ".join(adapter.formats),
+                f"{registered.distribution} {registered.version}",
+                state if usable or not probe.remedy else f"{state}; {probe.remedy}",
+            )
+        )
+    out.print(table(("adapter", "here", "precisions", "takes", "from", "devices, or what is missing"), rows))
+    failed = [plugin for plugin in plugins if not plugin.verdict.usable]
+    for plugin in failed:
+        out.print(
+            f"[red]not loaded[/red] {escape(f'{plugin.distribution} {plugin.version}: {plugin.verdict.reason}')}",
+            soft_wrap=True,
+        )
+
+
+def show_plan(out: Console, plan: Plan) -> None:
+    """A plan: what runs where, in what, in how much memory, and why."""
+    facts = [
+        ("adapter", f"{plan.adapter} on device {plan.device}"),
+        ("precision", f"{plan.precision.precision.value}: {plan.precision.reason}"),
+        ("nodes", f"{plan.placement.placed} of {len(plan.placement.nodes)} placed, format {plan.format}"),
+        ("shapes", ", ".join(f"{name} {shape}" for name, shape in plan.shapes.items())),
+        ("memory", _memory(plan)),
+        ("verify", f"{plan.verify}, {plan.budget}, reference {' or '.join(plan.reference) or '-'}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in plan.versions.items())),
+        ("key", plan.key[:16]),
+    ]
+    for setting in plan.settings:
+        effect = "not yet built" if setting.effective is None else f"took effect as {setting.effective}"
+        why = f" ({setting.reason})" if setting.reason else ""
+        facts.append((setting.name, f"{setting.requested}{why}, {effect}"))
+    for remedy in plan.remedies:
+        facts.append(
+            ("applied" if remedy.applied else "NOT applied", f"{remedy.name}: {remedy.summary}; {remedy.action}")
+        )
+    facts += [("note", note) for note in plan.notes]
+    out.print(table(("", ""), facts))
+    out.print()
+    rows = [
+        (op, str(count), adapter, answer, reason) for op, adapter, answer, reason, count in plan.placement.by_operator()
+    ]
+    out.print(table(("operator", "nodes", "runs on", "verdict", "because"), rows))
+
+
+def show_report(out: Console, report: Report) -> None:
+    """A verification's verdict and each output's figures."""
+    color = {"passed": "green", "failed": "red"}.get(report.outcome.value, "yellow")
+    kept = " (kept from an earlier run)" if report.kept else ""
+    reason = f": {report.reason}" if report.reason else ""
+    out.print(f"[{color}]{report.outcome.value}[/{color}]{escape(kept + reason)}", soft_wrap=True)
+    if not report.outputs:
+        return
+    out.print(escape(f"against {report.reference}, budget {report.budget}, samples {report.source}"), soft_wrap=True)
+    for shape in report.shapes:
+        out.print(escape(f"  {shape}"), soft_wrap=True)
+    rows = [
+        (
+            o.name,
+            f"{o.error:.3g}",
+            "-" if o.agreement is None else f"{o.agreement:.4f}",
+            "yes" if o.varies else "no",
+            o.note,
+        )
+        for o in report.outputs
+    ]
+    out.print(table(("output", "error", "agreement", "varies", ""), rows))
+
+
+def show_bench(out: Console, entries: Iterable[Entry]) -> None:
+    """Configs side by side; the fastest median has ratio 1.00."""
+    entries = list(entries)
+    best = min((e.measured.median for e in entries if e.measured), default=1.0)
+    rows = []
+    for entry in entries:
+        m = entry.measured
+        if m is None:
+            problem = entry.error.problem if entry.error is not None else "not measured"
+            rows.append((entry.label, "-", "-", "-", "-", "-", "-", "-", problem))
+            continue
+        figures = (f"{m.median:.3f}", f"{m.median / best:.2f}", f"{m.p95:.3f}", f"{m.p99:.3f}", f"{m.throughput:.1f}")
+        error = "-" if m.report.error is None else f"{m.report.error:.2g}"
+        rows.append(
+            (entry.label, m.adapter, *figures, readable(m.peak_bytes), f"{m.report.outcome.value}, error {error}")
+        )
+    columns = ("config", "adapter", "p50 ms", "ratio", "p95 ms", "p99 ms", "samples/s", "peak", "verdict")
+    out.print(table(columns, rows))
+    shapes = {e.measured.shapes for e in entries if e.measured}
+    for shape in sorted(shapes):
+        out.print(escape(f"on {shape}; each config in a process of its own, interleaved"), soft_wrap=True)
+
+
+def show_facts(out: Console, facts: Mapping[str, Any]) -> None:
+    """Lines of name and value."""
+    out.print(table(("", ""), [(name, str(value)) for name, value in facts.items()]))
+
+
+def _memory(plan: Plan) -> str:
+    m = plan.memory
+    limit = f", limit {readable(m.limit)}" if m.limit is not None else ""
+    unknown = f", {m.unknown} values of unknown size not counted" if m.unknown else ""
+    return (
+        f"at least {readable(m.total)} on the {m.kind}: weights {readable(m.weights)}, intermediates "
+        f"{readable(m.activations)}, inputs and outputs {readable(m.io)}, {m.instances} instance(s){limit}{unknown}; "
+        f"laid out by the {m.planned_by}"
+    )

@@ -1,0 +1,354 @@
+"""The whole contract between Paddock and a hardware vendor, on one page.
+
+A plugin is a pip distribution with an entry point in the group `paddock` that names a module with these hooks. A
+vendor declares `hardware`, `backend`, `spi_version`, `formats` and `precisions`, and writes `select_operators`,
+`compile` and `load`; everything else has a safe default. Nodes are known by their index in the graph, never by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pluggy
+from pydantic import BaseModel, ConfigDict
+
+from paddock.config import HardwareConfig
+from paddock.errors import ModelError
+from paddock.graph import Graph, Range
+from paddock.model import Files, Model
+from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Remedy, Segment, Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPI_VERSION = 1
+"""The version of this page. A plugin states the one it was written against; a newer one is a verdict, not a crash."""
+
+hookspec = pluggy.HookspecMarker("paddock")
+hookimpl = pluggy.HookimplMarker("paddock")
+
+Arrays = Mapping[str, "np.ndarray[Any, Any]"]
+"""Tensors by name: NumPy arrays, dense and row-major, in the dtype that the graph states."""
+
+
+class Shapes(StrEnum):
+    """Which input shapes one compiled artifact serves."""
+
+    STATIC = "static"
+    BOUNDED = "bounded"
+    DYNAMIC = "dynamic"
+
+
+class Process(StrEnum):
+    """Whether a backend may share its process with others."""
+
+    SHARED = "shared"
+    EXCLUSIVE = "exclusive"
+
+
+class Threading(StrEnum):
+    """From which threads a session may be run."""
+
+    REENTRANT = "reentrant"
+    """Any number at once."""
+    SERIAL = "serial"
+    """Any thread, one at a time."""
+    HOME = "home"
+    """Any thread, one at a time, but each new thread costs much; the host keeps calls on few threads."""
+    BOUND = "bound"
+    """Only the thread that loaded it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """How sessions of an adapter live with threads; `shares_weights`: `fork()` does not copy the weights."""
+
+    threading: Threading = Threading.SERIAL
+    shares_weights: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRole:
+    """That an adapter can be the reference for a format: fp32, on its plainest path.
+
+    The lowest `rank` is tried first; `seconds` is how long one sample may take before the next rank is asked.
+    """
+
+    rank: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What can be told without importing an SDK: whether it is installed, and its versions by distribution."""
+
+    verdict: Verdict
+    versions: Mapping[str, str] = field(default_factory=dict)
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device; `memory` in bytes of its own memory or, where `memory_kind` is "host", of the host's.
+
+    `precisions` holds a verdict for each precision that the adapter declares: what this device really computes in.
+    """
+
+    index: int
+    name: str
+    precisions: Mapping[Precision, Verdict]
+    memory: int | None = None
+    memory_kind: str = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """The answer of `probe_device`: the devices, and facts about SDK and driver worth keeping with a report."""
+
+    verdict: Verdict
+    devices: tuple[Device, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class NoOptions(BaseModel):
+    """The options of an adapter that has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A config as one adapter gets it: the whole, and its `options` parsed by the adapter's own `Options`."""
+
+    config: HardwareConfig
+    options: BaseModel
+    threads: int
+    """Compute threads for each session: the config's `threads`, or the cores, divided by the instances."""
+    spinning: bool = False
+    """Whether idle threads may spin. Off: spinning threads slow every other runtime in the process 2 to 3 times."""
+
+    @property
+    def precision(self) -> Precision:
+        """What to compute in."""
+        return self.config.precision
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an adapter may use while it selects, compiles and loads."""
+
+    work: Path
+    """A folder for this deployment's files; gone when the deployment closes."""
+    cache: Path
+    """A folder kept between deployments, private to this adapter and its SDK's versions."""
+    progress: Callable[[str], None] = lambda message: None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One verdict for each node of the graph, by index."""
+
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """What `compile` has to honour for one segment; shapes are in the model graph's `bounds`."""
+
+    segment: Segment
+    precision: PrecisionPlan
+    memory: MemoryPlan
+    remedies: tuple[Remedy, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What `compile` leaves and `load` takes.
+
+    `files` are by role; files of the model itself are referred to, not copied. `facts` is JSON data that `load` needs
+    or a reader wants. Artifacts pickle, since a child tries them out first.
+    """
+
+    adapter: str
+    format: str
+    files: Files
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    bounds: Mapping[str, Range] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a loaded session can tell about itself; None and absent keys mean unknown, not no.
+
+    `settings` holds what took effect by the setting's name ("precision", "threads", "options.NAME"), in the
+    config's own terms: in strict mode a value that differs from the one requested refuses the deployment.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    nodes: int | None = None
+    peak_bytes: int | None = None
+
+
+class Session(ABC):
+    """A loaded artifact, ready to run."""
+
+    @abstractmethod
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """Computes the outputs (all, or those named) from feeds that are checked, dense and row-major.
+
+        The arrays returned belong to the caller: no later run may change them. Raises whatever the SDK raises; the
+        core turns it into `RunFailed`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what the session holds; closing twice is fine."""
+
+    def fork(self) -> Session | None:
+        """Another instance on the same weights, or None: the host then loads the artifact again."""
+        return None
+
+    def observed(self) -> Observed:
+        """What really took effect."""
+        return Observed()
+
+
+class Adapter(ABC):
+    """One `hardware/backend` pair: selects operators, compiles, loads. Constructed once for each deployment."""
+
+    hardware: ClassVar[str]
+    backend: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """Other names of the backend, as in `onednn` for `mkldnn`."""
+    spi_version: ClassVar[int]
+    formats: ClassVar[tuple[str, ...]]
+    """The model formats that `compile` takes, preferred first."""
+    precisions: ClassVar[frozenset[Precision]]
+    """What it can compute in on some device; `probe_device` says what it computes in on this one."""
+    shapes: ClassVar[Shapes] = Shapes.BOUNDED
+    concurrency: ClassVar[Concurrency] = Concurrency()
+    process: ClassVar[Process] = Process.SHARED
+    plans_memory: ClassVar[bool] = True
+    tunables: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    references: ClassVar[Mapping[str, ReferenceRole]] = {}
+    """The formats for which it can serve as the reference."""
+    Options: ClassVar[type[BaseModel]] = NoOptions
+
+    def __init__(self, config: ResolvedConfig, device: Device | None) -> None:
+        self.config = config
+        self.device = device
+
+    @classmethod
+    def name(cls) -> str:
+        """`hardware/backend`."""
+        return f"{cls.hardware}/{cls.backend}"
+
+    @classmethod
+    def probe(cls) -> Probe:
+        """Whether the SDK is installed, from metadata only: imports no SDK, never raises, takes milliseconds."""
+        return Probe(Verdict.yes("needs no SDK", "the adapter's declaration"))
+
+    @classmethod
+    def probe_device(cls) -> Devices:
+        """The devices and what they compute in. May import the SDK: it runs in a child process and is remembered."""
+        precisions = {p: Verdict.yes("declared", "the adapter's declaration") for p in sorted(cls.precisions)}
+        return Devices(Verdict.yes(), (Device(0, cls.hardware, precisions),))
+
+    @abstractmethod
+    def select_operators(self, model: Model, context: Context) -> Selection:
+        """A verdict with its source for every node of `model.graph`, in order.
+
+        Where the SDK cannot be asked for each node, answer *provisional* and let `compile` raise `Unsupported`.
+        """
+
+    @abstractmethod
+    def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
+        """Builds the segment (`model` holds exactly its nodes) into files that `load` can take in any process."""
+
+    @abstractmethod
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        """A session for an artifact of this adapter, same versions, same host."""
+
+    def known_defects(self, model: Model) -> Sequence[Remedy]:
+        """The SDK's known wrong answers that concern this model, and what this adapter does about them."""
+        return ()
+
+    def plan_memory(self, model: Model, precision: PrecisionPlan) -> MemoryPlan | None:
+        """The adapter's own prediction, or None for the core's (`paddock.planning.memory`)."""
+        return None
+
+    def compatible(self, artifact: Artifact) -> Verdict:
+        """Asked before `load`; the cache already keys by versions, driver and device."""
+        return Verdict.yes()
+
+
+class Format(ABC):
+    """A model format: how its files are found, read, and converted to others."""
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    """The file endings by which it is known, lower case with the dot."""
+    spi_version: ClassVar[int]
+    converts_to: ClassVar[tuple[str, ...]] = ()
+    gathers: ClassVar[Mapping[str, tuple[int, int]]] = {}
+    """Node types that look rows up: (position of the indices, position of the table), so that samples stay in range."""
+    transparent: ClassVar[frozenset[str]] = frozenset()
+    """Node types whose first output holds the first input's values: casts, reshapes, copies."""
+
+    def versions(self) -> tuple[str, ...]:
+        """Versions of the SDK that reads it, from metadata: part of the key under which readings are kept."""
+        return ()
+
+    @abstractmethod
+    def locate(self, path: Path) -> Files | None:
+        """The model's files by role when `path` (a file, a stem, a folder) holds this format, else None.
+
+        Looks at names only. Raises `ModelError` where it is this format and a file is missing.
+        """
+
+    @abstractmethod
+    def read(self, files: Files) -> Graph:
+        """The graph of these files. Runs in a child process, since SDKs abort on broken files; raises `ModelError`."""
+
+    def complete(self, files: Files) -> Files:
+        """All files that belong to the fingerprint, such as external data named inside the model; reads little."""
+        return files
+
+    def convert(self, model: Model, target: str, folder: Path) -> tuple[Files, tuple[tuple[int, ...], ...]]:
+        """Writes `model` in format `target` into `folder`: its files and, by target node, the source's node indices.
+
+        The target's node order is that of `target`'s own reader. Runs in a child process; raises `ModelError`.
+        """
+        raise ModelError(f"there is no conversion from {self.name} to {target}")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something worth observing: `kind` is "plan", "artifact", "run", "candidate", "refused" or "closed"."""
+
+    kind: str
+    deployment: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@hookspec
+def paddock_adapters() -> Sequence[type[Adapter]]:  # type: ignore[empty-body]
+    """The adapters that this plugin brings."""
+
+
+@hookspec
+def paddock_formats() -> Sequence[Format]:  # type: ignore[empty-body]
+    """The model formats that this plugin brings."""
+
+
+@hookspec
+def paddock_observe(event: Event) -> None:
+    """Called after each event; what it raises is recorded and disturbs nothing."""

@@ -1,0 +1,1 @@
+"""Models built with paddle.nn that Paddock is tried and tested on."""
