@@ -44,6 +44,8 @@ class Measured:
     runs: int
     shapes: str
     peak_bytes: int
+    placed: str
+    """Nodes placed of nodes in the graph, as in "122/122"."""
     report: Report
 
 
@@ -67,21 +69,25 @@ def bench(
     sample: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Entry]:
-    """Measures `model` under each config, `seconds` each, in turns of a fifth of a second.
+    """Measures `model` under each config, `seconds` each, in turns of a fifth of a second, all on one sample.
 
     Args:
         configs: By label; anything `HardwareConfig.load` takes.
-        sample: An .npz to run on; by default one is generated at the shapes' optimum.
+        sample: An .npz to run on; by default one is generated at the optimum of the first config's shapes.
+
+    An entry that could not be deployed or measured has its error in place of figures.
     """
     tell = progress or (lambda message: None)
     entries = [Entry(label, source) for label, source in configs.items()]
     children = [Child(f"bench {entry.label}") for entry in entries]
     opened: list[tuple[Entry, Child, Any]] = []
+    feeds = read_npz(sample, "--input") if sample is not None else None
     try:
         for entry, child in zip(entries, children, strict=True):
             tell(f"deploying {entry.label}")
             try:
-                opened.append((entry, child, child.call(_open_here, model, entry.source, sample, seconds=900)))
+                facts, feeds = child.call(_open_here, model, entry.source, feeds, seconds=900)
+                opened.append((entry, child, facts))
             except PaddockError as error:
                 entry.error = error
         rounds = max(3, round(seconds / _CHUNK_SECONDS))
@@ -117,7 +123,7 @@ def _figures(entry: Entry, facts: Mapping[str, Any], peak: int) -> Measured:
     report: Report = facts["report"]
     return Measured(
         facts["adapter"], facts["precision"], median, p50, p95, p99, rate, len(entry._latencies), facts["shapes"], peak,
-        report,
+        facts["placed"], report,
     )  # fmt: skip
 
 
@@ -125,22 +131,25 @@ _HERE: dict[str, Any] = {}
 """In a bench child: its deployment and the sample it runs."""
 
 
-def _open_here(model: Path, source: Any, sample_path: Path | None) -> Mapping[str, Any]:
+def _open_here(model: Path, source: Any, feeds: Sample | None) -> tuple[Mapping[str, Any], Sample]:
     config = HardwareConfig.load(source)
     deployment = deploy(model, config)
-    sample = read_npz(sample_path, "--input") if sample_path is not None else typical_sample(deployment)
+    sample = feeds if feeds is not None else typical_sample(deployment)
     _HERE.update(deployment=deployment, sample=sample)
     begun = time.perf_counter()
     while time.perf_counter() - begun < _WARM_UP_SECONDS:
         deployment.run(sample)
     arrays = list(sample.values())
-    return {
+    placement = deployment.plan.placement
+    facts = {
         "adapter": deployment.plan.adapter,
         "precision": config.precision.value,
+        "placed": f"{placement.placed}/{len(placement.nodes)}",
         "report": deployment.report,
         "batch": arrays[0].shape[0] if arrays and arrays[0].ndim else 1,
         "shapes": ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items()),
     }
+    return facts, sample
 
 
 def typical_sample(deployment: Deployment) -> Sample:

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 DEFAULT_SECONDS = 300.0
 _LOG_LINES = 6
+_PATIENCE = 5.0
+"""Seconds that a child has to end by itself once its connection is closed."""
 
 
 class Child:
@@ -48,30 +50,23 @@ class Child:
     def call(self, function: Callable[..., T], *args: Any, seconds: float = DEFAULT_SECONDS) -> T:
         """`function(*args)` in the child.
 
-        Raises the child's own `PaddockError`; `BuildFailed` for any other exception there; `ChildFailed` when it
-        crashed, or took longer than `seconds` (it is then killed).
+        Raises the child's own `PaddockError`; `BuildFailed` for any other exception there, and where arguments or
+        answer do not pickle; `ChildFailed` when it could not be started, crashed, or took longer than `seconds` (it
+        is then killed).
         """
+        message = self._pickling("what it is to work on", lambda: pickle.dumps((function, args)))
         with self._lock:
-            if self._process is None:
-                self._start()
-            assert self._connection is not None
-            try:
-                self._connection.send((function, args))
-                if not self._connection.poll(seconds):
-                    self._stop(kill=True)
-                    raise ChildFailed(f"did not answer within {seconds:g} s and was ended", where=self.label)
-                kind, payload = self._connection.recv()
-            except (EOFError, ConnectionError) as error:
-                raise ChildFailed(self._post_mortem(), where=self.label) from error
-        if kind == "returned":
-            result: T = pickle.loads(payload)
-            return result
+            kind, payload = self._exchange(message, seconds)
+        if kind == "foreign":
+            name, text, trace = payload
+            failed = BuildFailed(f"{name}: {text}" if text else name, where=self.label)
+            failed.add_note(trace)
+            raise failed
+        answer = self._pickling("its answer", lambda: pickle.loads(payload))
         if kind == "raised":
-            raise pickle.loads(payload)
-        name, text, trace = payload
-        failed = BuildFailed(f"{name}: {text}" if text else name, where=self.label)
-        failed.add_note(trace)
-        raise failed
+            raise answer
+        result: T = answer
+        return result
 
     def close(self) -> None:
         """Ends the process; fine to call twice."""
@@ -84,20 +79,49 @@ class Child:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    def _pickling(self, what: str, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except Exception as error:
+            problem = f"{what} cannot pass between processes: {type(error).__name__}: {error}"
+            raise BuildFailed(problem, where=self.label) from error
+
+    def _exchange(self, message: bytes, seconds: float) -> Any:
+        if self._process is None:
+            self._start()
+        assert self._connection is not None
+        try:
+            self._connection.send_bytes(message)
+            if self._connection.poll(seconds):
+                return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise ChildFailed(self._post_mortem(), where=self.label) from error
+        except BaseException:
+            # Interrupted: the answer that is still to come must not be taken for the next call's.
+            self._stop(kill=True)
+            raise
+        self._stop(kill=True)
+        raise ChildFailed(f"did not answer within {seconds:g} s and was ended", where=self.label)
+
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        # Closed by `_stop`, not here: it has to outlive the call, to be read after a crash.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", "from paddock.child import serve; serve()", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            )
-        self._connection = Connection(ours.detach())
+        try:
+            # Closed by `_stop`, not here: it has to outlive the call, to be read after a crash.
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                # With -P and this process's own path, a file in the current folder hides no module that is seen here.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", "from paddock.child import serve; serve()", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=(theirs.fileno(),),
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+                )
+                self._connection = Connection(ours.detach())
+        except OSError as error:
+            self._stop(kill=True)
+            raise ChildFailed(f"the process could not be started: {error}", where=self.label) from error
 
     def _stop(self, kill: bool) -> None:
         if self._connection is not None:
@@ -106,7 +130,7 @@ class Child:
             if kill:
                 self._process.kill()
             try:
-                self._process.wait(timeout=5)
+                self._process.wait(timeout=_PATIENCE)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -117,7 +141,7 @@ class Child:
     def _post_mortem(self) -> str:
         assert self._process is not None
         try:
-            code = self._process.wait(timeout=5)
+            code = self._process.wait(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
             code = None
         self._log.seek(0)
@@ -126,7 +150,7 @@ class Child:
         if code is None:
             how = "closed its connection"
         elif code < 0:
-            how = f"crashed with {signal.Signals(-code).name}"
+            how = f"crashed with {_signal_name(-code)}"
         else:
             how = f"ended with status {code}"
         return f"the process {how}" + (f"; its last words: {' | '.join(lines[-_LOG_LINES:])}" if lines else "")
@@ -156,11 +180,33 @@ def _answer(connection: Connection) -> None:
         function, args = pickle.loads(message)
         answer: tuple[str, Any] = ("returned", pickle.dumps(function(*args)))
     except PaddockError as error:
-        answer = ("raised", pickle.dumps(error))
+        answer = ("raised", _pickled(error))
     except Exception as error:
-        text = str(error).strip().splitlines()
-        answer = ("foreign", (type(error).__name__, text[0] if text else "", traceback.format_exc()))
+        answer = ("foreign", (type(error).__name__, _first_line(error), traceback.format_exc()))
     connection.send(answer)
+
+
+def _pickled(error: PaddockError) -> bytes:
+    try:
+        return pickle.dumps(error)
+    except Exception:
+        # It carries something that does not pickle; what it says must arrive all the same.
+        plain = BuildFailed(error.problem, where=error.where, candidates=error.candidates, remedy=error.remedy)
+        return pickle.dumps(plain)
+
+
+def _first_line(error: Exception) -> str:
+    try:
+        return next(iter(str(error).strip().splitlines()), "")
+    except Exception:
+        return "(its message cannot be printed)"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _end_with_parent(parent: int) -> None:

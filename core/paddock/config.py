@@ -7,6 +7,7 @@ Every error names the file, the JSON path, the candidates and the remedy.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     WrapValidator,
     model_validator,
 )
@@ -52,18 +54,42 @@ class _Part(BaseModel):
 def _beside_the_config(path: Path, info: ValidationInfo) -> Path:
     if "\0" in str(path):
         raise PydanticCustomError("path", "a path cannot hold a NUL character")
+    if path == Path():
+        raise PydanticCustomError("path", "names no file or folder")
     base = info.context["base"] if info.context else Path()
     return Path(os.path.normpath(base / path))
 
 
-def _readable_size(text: Any) -> Any:
-    if isinstance(text, str) and not re.fullmatch(r"\d{1,12}(\.\d{1,6})?\s*([kKmMgGtT](i?[bB])?|[bB])?", text):
-        raise PydanticCustomError("size", 'a size is written like "2GiB", "512MiB" or a number of bytes')
-    return text
+_SIZE = r"^[0-9]{1,12}(\.[0-9]{1,6})?\s*([kKmMgGtT](i?[bB])?|[bB])?$"
+
+
+def _readable_size(size: Any) -> Any:
+    number = isinstance(size, int) and not isinstance(size, bool)
+    if not number and not (isinstance(size, str) and re.fullmatch(_SIZE, size)):
+        raise PydanticCustomError("size", 'a size is written like "2GiB", "512MiB" or a whole number of bytes')
+    return size
+
+
+def _whole_number(value: Any) -> Any:
+    # To a Literal, true and 1.0 are equal to 1.
+    if type(value) is not int:
+        raise PydanticCustomError("version", "the version is the number 1")
+    return value
+
+
+def _distinct(names: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(names)) != len(names):
+        raise PydanticCustomError("distinct", "names one entry twice")
+    return names
 
 
 ConfigPath = Annotated[Path, AfterValidator(_beside_the_config), Field(strict=False)]
-Size = Annotated[ByteSize, BeforeValidator(_readable_size), Field(gt=0)]
+Size = Annotated[
+    ByteSize,
+    BeforeValidator(_readable_size),
+    Field(gt=0),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": _SIZE}, {"type": "integer", "minimum": 1}]}),
+]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$", max_length=64)]
 AdapterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*/[a-z][a-z0-9_.-]*$", max_length=129)]
 Extent = Annotated[int, Field(ge=1, le=2**40, strict=True)]
@@ -185,10 +211,12 @@ class HardwareConfig(_Part):
     model_config = ConfigDict(title="Paddock hardware config")
 
     schema_: Annotated[str | None, Field(alias="$schema")] = None
-    version: Literal[1] = 1
+    version: Annotated[Literal[1], BeforeValidator(_whole_number)] = 1
     hardware: Name
     backend: Name
-    devices: Annotated[tuple[Annotated[int, Field(ge=0, le=4096)], ...], Field(min_length=1)] = (0,)
+    devices: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=4096)], ...], Field(min_length=1), AfterValidator(_distinct)
+    ] = (0,)
     instances: Annotated[PositiveInt, Field(le=1024)] = 1
     """Sessions that serve in parallel."""
     precision: Precision = Precision.FP32
@@ -200,22 +228,15 @@ class HardwareConfig(_Part):
     memory: Memory = Memory()
     accuracy: Accuracy = Accuracy()
     calibration: Calibration | None = None
-    candidates: tuple[AdapterName, ...] = ()
+    candidates: Annotated[tuple[AdapterName, ...], AfterValidator(_distinct)] = ()
     """Adapters for the whole model, tried in order when hardware/backend is not available."""
-    fallback: tuple[AdapterName, ...] = ()
+    fallback: Annotated[tuple[AdapterName, ...], AfterValidator(_distinct)] = ()
     """Adapters for single nodes that hardware/backend cannot run, in order."""
     strict: bool = True
     """Refuse where what took effect differs from what was asked for, and where a check proves nothing."""
     threads: Annotated[PositiveInt, Field(le=4096)] | None = None
     options: Mapping[str, Any] = Field(default_factory=dict)
     """The adapter's own options; `paddock adapters` lists them."""
-
-    @model_validator(mode="after")
-    def _distinct(self) -> HardwareConfig:
-        for field, names in (("devices", self.devices), ("candidates", self.candidates), ("fallback", self.fallback)):
-            if len(set(names)) != len(names):
-                raise PydanticCustomError("distinct", "{field} names one entry twice", {"field": field})
-        return self
 
     @property
     def adapter(self) -> str:
@@ -236,7 +257,7 @@ class HardwareConfig(_Part):
             return source
         if isinstance(source, Mapping):
             return cls._parse(_dump(source), "config", Path())
-        text = os.fspath(source)
+        text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
         if not isinstance(text, str):
             raise ConfigError("a config is a path, a dict or a JSON string", where="config")
         if text.lstrip().startswith("{"):
@@ -279,14 +300,19 @@ def _as_tuple(extents: Extents) -> tuple[int, ...]:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"is larger than {MAX_BYTES // 1024} KiB: not a config", where=str(path))
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except OSError as error:
         near = did_you_mean(path.name, _json_files(path.parent))
         raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), remedy=near) from None
     except ValueError as error:
-        raise ConfigError(f"cannot be read as UTF-8: {error}", where=repr(str(path))) from None
+        raise ConfigError(f"is no path: {error}", where=ascii(str(path))) from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"is larger than {MAX_BYTES // 1024} KiB: not a config", where=str(path))
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8: {error.reason} at byte {error.start}", where=str(path)) from None
 
 
 def _json_files(folder: Path) -> list[str]:
@@ -298,9 +324,13 @@ def _json_files(folder: Path) -> list[str]:
 
 def _dump(data: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(data, default=os.fspath)
+        return json.dumps(data, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"is not JSON data: {error}", where="config") from None
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else os.fspath(value)
 
 
 def _loads(text: str, where: str) -> Any:
@@ -315,8 +345,13 @@ def _loads(text: str, where: str) -> Any:
     def refuse(constant: str) -> Any:
         raise ConfigError(f"{constant} is not JSON", where=where)
 
+    def finite(number: str) -> float:
+        if math.isinf(float(number)):
+            raise ConfigError(f"{_short(number)} is too large for a number", where=where)
+        return float(number)
+
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
     except json.JSONDecodeError as error:
         place = f"{where}: line {error.lineno}, column {error.colno}"
         raise ConfigError(f"is not JSON: {error.msg}", where=place) from None
@@ -330,13 +365,20 @@ def _kind(data: Any) -> str:
 
 
 def json_path(location: Sequence[int | str]) -> str:
-    """`("accuracy", "samples", 0)` -> `$.accuracy.samples[0]`."""
-    return "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    """`("accuracy", "samples", 0)` -> `$.accuracy.samples[0]`; `("shapes", "x.0")` -> `$.shapes["x.0"]`."""
+
+    def step(part: int | str) -> str:
+        if isinstance(part, str) and re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$-]*", part):
+            return f".{part}"
+        return f"[{json.dumps(part)}]"
+
+    return "$" + "".join(map(step, location))
 
 
 def _as_config_error(error: ValidationError, where: str, data: Any) -> ConfigError:
-    """The first finding, with the names that could have stood there."""
-    found = error.errors(include_url=False)[0]
+    """The first finding, with the names that could have stood there; a misspelt key before one that is missing."""
+    findings = error.errors(include_url=False)
+    found = next((f for f in findings if f["type"] == "extra_forbidden"), findings[0])
     location = tuple(found["loc"])
     candidates: Sequence[str] = ()
     remedy = None
@@ -348,6 +390,9 @@ def _as_config_error(error: ValidationError, where: str, data: Any) -> ConfigErr
     elif found["type"] == "missing":
         message = "is required"
         remedy = f'add it, as in {{"{location[-1]}": ...}}'
+    elif found["type"] == "json_invalid":
+        # What Python's parser lets through and pydantic's does not: half a surrogate pair, 200 levels of nesting.
+        message = "is not JSON: " + re.sub(r" at line \d+ column \d+$", "", str(found["ctx"]["error"]))
     elif found["type"] in ("enum", "literal_error"):
         candidates = [c.strip(" '") for c in re.split(r",| or ", str(found["ctx"]["expected"]))]
         message = f"{_short(found['input'])} is not one of the known values"

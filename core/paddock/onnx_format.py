@@ -8,7 +8,7 @@ docs/ExternalData.md of onnx 1.17.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -41,6 +41,10 @@ class OnnxFormat(Format):
     name: ClassVar[str] = "onnx"
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     spi_version: ClassVar[int] = 1
+    gathers: ClassVar[Mapping[str, tuple[int, int]]] = {"Gather": (1, 0), "GatherElements": (1, 0)}
+    transparent: ClassVar[frozenset[str]] = frozenset(
+        {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+    )
 
     def locate(self, path: Path) -> Files | None:
         """A `.onnx` file, a folder with exactly one, or a stem beside which one lies; else None."""
@@ -74,7 +78,7 @@ class OnnxFormat(Format):
         """
         path = _model_path(files)
         with _Guard(path):
-            return {**files, **external_files(path, _parse(path))}
+            return {**files, **external_files(path, all_tensors(_parse(path)))}
 
     def read(self, files: Files) -> Graph:
         """The graph, nodes in the file's order, dtypes and shapes by onnx's own inference (with data propagation).
@@ -84,9 +88,7 @@ class OnnxFormat(Format):
         """
         path = _model_path(files)
         with _Guard(path):
-            proto = _parse(path)
-            external_files(path, proto)
-            return _read(path, proto)
+            return _read(path, _parse(path))
 
 
 class _Guard:
@@ -146,14 +148,16 @@ def _parse(path: Path) -> Any:
 def _read(path: Path, proto: Any) -> Graph:
     from onnx import checker, shape_inference
 
+    graphs, tensors = list(all_graphs(proto)), list(all_tensors(proto))
+    external_files(path, tensors)
     _check_versions(proto)
     _check_functions(proto)
     for value in proto.graph.input:
         if not value.HasField("type"):
             raise ModelError(f"the input {value.name!r} has no type")
-    _name_anonymous(proto)
-    _load_small(path, proto)
-    checker.check_model(_checkable(proto), full_check=False)
+    _name_anonymous(proto.graph, graphs)
+    absent = _load_small(path, tensors)
+    checker.check_model(_checkable(proto, graphs, absent), full_check=False)
     inferred = shape_inference.infer_shapes(proto, data_prop=True)
     opsets = {opset.domain: opset.version for opset in proto.opset_import} or {"": 1}
     return _graph(inferred.graph, opsets, lambda name: None)[0]
@@ -192,15 +196,15 @@ def _check_functions(proto: Any) -> None:
         done.update(ready)
 
 
-def _name_anonymous(proto: Any) -> None:
+def _name_anonymous(main: Any, graphs: Sequence[Any]) -> None:
     """Names each dimension of an input that has neither extent nor symbol "INPUT.AXIS" (unless that is taken)."""
     taken = {
         dim.dim_param
-        for graph in all_graphs(proto)
+        for graph in graphs
         for value in (*graph.input, *graph.output, *graph.value_info)
         for dim in value.type.tensor_type.shape.dim
     }
-    for value in proto.graph.input:
+    for value in main.input:
         if value.type.WhichOneof("value") != "tensor_type":
             continue
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
@@ -212,38 +216,50 @@ def _name_anonymous(proto: Any) -> None:
                 dim.dim_param = symbol
 
 
-def _load_small(path: Path, proto: Any) -> None:
-    """Loads small external tensors, which shape inference may read, and clears the notes of those left out."""
-    for tensor in all_tensors(proto):
+def _load_small(path: Path, tensors: Sequence[Any]) -> list[Any]:
+    """Loads small external tensors, which shape inference may read; returns those that stay without their data.
+
+    These are marked as external, so that inference knows their data is not there.
+    """
+    absent = []
+    for tensor in tensors:
         if tensor.data_location == tensor.EXTERNAL:
             location, offset, length = external_entry(tensor)
-            if length <= KEEP:
-                with (path.parent / location).open("rb") as file:
-                    file.seek(offset)
-                    tensor.raw_data = file.read(length)
-                tensor.ClearField("data_location")
-                tensor.ClearField("external_data")
-        elif any(entry.key == LEFT_OUT for entry in tensor.external_data):
-            tensor.data_location = tensor.EXTERNAL
-            tensor.ClearField("raw_data")
-
-
-def _checkable(proto: Any) -> bytes:
-    """The model as the checker wants it, which opens external files and insists on shapes that are optional."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    for tensor in all_tensors(copy):
-        if tensor.data_location == tensor.EXTERNAL:
+            if length > KEEP:
+                absent.append(tensor)
+                continue
+            with (path.parent / location).open("rb") as file:
+                file.seek(offset)
+                tensor.raw_data = file.read(length)
             tensor.ClearField("data_location")
             tensor.ClearField("external_data")
-            tensor.raw_data = b"\0"
-    for graph in all_graphs(copy):
-        for value in (*graph.input, *graph.output):
-            if value.type.WhichOneof("value") == "tensor_type" and not value.type.tensor_type.HasField("shape"):
-                value.type.tensor_type.shape.SetInParent()
-    content: bytes = copy.SerializeToString()
+        elif any(entry.key == LEFT_OUT for entry in tensor.external_data):
+            absent.append(tensor)
+    for tensor in absent:
+        tensor.data_location = tensor.EXTERNAL
+        tensor.ClearField("raw_data")
+    return absent
+
+
+def _checkable(proto: Any, graphs: Sequence[Any], absent: Sequence[Any]) -> bytes:
+    """The model as the checker wants it, which opens external files and insists on shapes that are optional."""
+    shapeless = [
+        value.type.tensor_type
+        for graph in graphs
+        for value in (*graph.input, *graph.output)
+        if value.type.WhichOneof("value") == "tensor_type" and not value.type.tensor_type.HasField("shape")
+    ]
+    for type_ in shapeless:
+        type_.shape.SetInParent()
+    for tensor in absent:
+        tensor.data_location = tensor.DEFAULT
+        tensor.raw_data = b"\0"
+    content: bytes = proto.SerializeToString()
+    for type_ in shapeless:
+        type_.ClearField("shape")
+    for tensor in absent:
+        tensor.data_location = tensor.EXTERNAL
+        tensor.ClearField("raw_data")
     return content
 
 

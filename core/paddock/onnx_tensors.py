@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -125,11 +125,11 @@ def _check_payload(tensor: Any) -> None:
             )
 
 
-def external_files(path: Path, proto: Any) -> dict[str, Path]:
+def external_files(path: Path, tensors: Iterable[Any]) -> dict[str, Path]:
     """The external data files by role, checked against every tensor stored in them."""
     found: dict[str, Path] = {}
     sizes: dict[str, int] = {}
-    for tensor in all_tensors(proto):
+    for tensor in tensors:
         if tensor.data_location != tensor.EXTERNAL:
             _check_payload(tensor)
             continue

@@ -21,8 +21,10 @@ _STYLE = {"yes": "green", "no": "red", "provisional": "yellow"}
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], title: str | None = None) -> Table:
     """A table of plain text; the last column may wrap."""
-    made = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
     names = list(columns)
+    made = Table(
+        title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False, show_header=any(names)
+    )
     for position, name in enumerate(names):
         made.add_column(name, overflow="fold", no_wrap=position < len(names) - 1 and position == 0)
     for row in rows:

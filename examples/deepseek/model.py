@@ -187,9 +187,7 @@ class Decoder(nn.Layer):
         self.blocks = nn.LayerList(
             Block(
                 config,
-                FeedForward(config.hidden, config.dense_width)
-                if index < config.dense_layers
-                else Experts(config),
+                FeedForward(config.hidden, config.dense_width) if index < config.dense_layers else Experts(config),
             )
             for index in range(config.layers)
         )

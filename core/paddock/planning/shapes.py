@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from paddock.config import Buckets, Extents, HardwareConfig, Profile
+from paddock.config import Buckets, Extents, HardwareConfig, Profile, json_path
 from paddock.errors import ConfigError, did_you_mean
 from paddock.graph import Choice, Dim, Graph, Range, Value
 
@@ -24,7 +24,7 @@ def apply_shapes(graph: Graph, config: HardwareConfig) -> Graph:
         alternatives = [_alternative(name, axes, profile) for profile in _profiles(entry)]
         for symbol in alternatives[0]:
             found = _join([alternative[symbol] for alternative in alternatives])
-            bounds[symbol] = _both(bounds.get(symbol), found, f"$.shapes.{name}")
+            bounds[symbol] = _both(bounds.get(symbol), found, json_path(("shapes", name)))
         if len(alternatives) > 1 and len(alternatives[0]) > 1:
             choices.append(tuple(alternatives))
     if config.batch_size is not None:
@@ -64,7 +64,7 @@ def _axes(graph: Graph, name: str) -> tuple[Dim, ...]:
     candidates = [*inputs, *symbols]
     raise ConfigError(
         "is neither an input nor a dimension of the model",
-        where=f"$.shapes.{name}",
+        where=json_path(("shapes", name)),
         candidates=candidates,
         remedy=did_you_mean(name, candidates),
     )
@@ -85,7 +85,7 @@ def _alternative(name: str, axes: Sequence[Dim], profile: Profile) -> dict[str, 
     lows, bests, highs = (
         _tuple(e) for e in (profile.min, profile.opt if profile.opt is not None else profile.max, profile.max)
     )
-    where = f"$.shapes.{name}"
+    where = json_path(("shapes", name))
     if len(lows) != len(axes):
         raise ConfigError(f"has {len(lows)} extents, the model's {name} has {len(axes)}: {_plain(axes)}", where=where)
     found: dict[str, Range] = {}
@@ -105,7 +105,8 @@ def _alternative(name: str, axes: Sequence[Dim], profile: Profile) -> dict[str, 
 
 def _join(ranges: Sequence[Range]) -> Range:
     """One range for several alternatives; `spans` keeps the gaps between them."""
-    spans = tuple(dict.fromkeys((r.min, r.max) for r in ranges))
+    # Sorted, so that two entries which list the same alternatives in another order agree.
+    spans = tuple(sorted({(r.min, r.max) for r in ranges}))
     return Range(min(r.min for r in ranges), ranges[0].opt, max(r.max for r in ranges), spans if len(spans) > 1 else ())
 
 

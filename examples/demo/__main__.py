@@ -1,0 +1,128 @@
+"""Deploys two Paddle models with every config in adapters_json/, and prints one table.
+
+Each row has an expected verdict, stated before anything runs (`expected`); the exit status is 0 when all rows have theirs.
+Latencies are measured interleaved, each config in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from paddock.bench import Entry, bench
+from paddock.errors import AccuracyRefused, NotAvailable
+from paddock.machine import cpu
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+
+from examples.export import EXPORTS
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ("deepseek", "resnet")
+NO_WORKAROUNDS = "cpu-mkldnn-no-workarounds"
+ABSENT_HARDWARE = ("gpu-", "npu-")
+BF16_FLAG = "avx512f"
+
+LEGEND = """\
+verified     answers agree with the fp32 reference (Paddle Inference without oneDNN) within the budget; the error stands beside it
+refused      it would have answered wrongly: deploy() raised, with the error; nothing was served
+unavailable  the hardware, the plugin or the precision is not on this host: deploy() said what is missing
+Expected: fp32 configs are verified. cpu-mkldnn-no-workarounds switches off Paddock's mend of a defect of Paddle 3.3 with
+oneDNN, which silently corrupts rotary embeddings: the decoder must be refused, ResNet-50 (which has none) verified. bf16 needs
+a CPU with AVX-512: unavailable without it; with it, verified or refused by its own error (a routed decoder may flip experts).
+gpu-tensorrt and npu-ascend are unavailable until their plugins are installed on a host that has the hardware."""
+
+
+def expected(model: str, config: str) -> frozenset[str]:
+    """The verdicts that a row may have on this host."""
+    if config.startswith(ABSENT_HARDWARE):
+        return frozenset({"unavailable"})
+    if config == NO_WORKAROUNDS:
+        return frozenset({"refused"}) if model == "deepseek" else frozenset({"verified"})
+    if config.endswith("-bf16"):
+        return frozenset({"verified", "refused"}) if BF16_FLAG in cpu()[1] else frozenset({"unavailable"})
+    return frozenset({"verified"})
+
+
+def verdict(entry: Entry) -> str:
+    """`verified`, `refused`, `unavailable`, or `failed` for anything else."""
+    if entry.measured is not None:
+        return "verified" if entry.measured.report.outcome == "passed" else entry.measured.report.outcome.value
+    if isinstance(entry.error, AccuracyRefused):
+        return "refused"
+    return "unavailable" if isinstance(entry.error, NotAvailable) else "failed"
+
+
+def configs() -> Mapping[str, str]:
+    """The ready configs by name, and the demo's own."""
+    ready = [path for path in sorted((ROOT / "adapters_json").glob("*.json")) if "schema" not in path.name]
+    return {path.stem: str(path) for path in (*ready, Path(__file__).with_name(f"{NO_WORKAROUNDS}.json"))}
+
+
+def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """The table's rows for one model; the last cell tells whether the verdict is an expected one."""
+    made = []
+    for entry in entries:
+        found = verdict(entry)
+        as_expected = found in expected(model, entry.label)
+        mark = "as expected" if as_expected else f"EXPECTED {' or '.join(sorted(expected(model, entry.label)))}"
+        measured = entry.measured
+        if measured is not None:
+            detail = f"error {measured.report.error:.1e}"
+            cells = (measured.adapter, measured.precision, found, detail, measured.placed, f"{measured.p50:.2f}")
+        else:
+            assert entry.error is not None
+            hardware, _, rest = entry.label.partition("-")
+            backend, _, precision = rest.partition("-")
+            precision = precision if precision in ("bf16", "fp16") else "fp32"
+            cells = (f"{hardware}/{backend}", precision, found, entry.error.problem, "-", "-")
+        made.append((model, entry.label, *cells, mark))
+    return made
+
+
+def main() -> int:
+    """Runs the demo; the exit status is 0 when every row has an expected verdict."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=ROOT / "out" / "models", help="where the models are exported to")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long each config is measured")
+    arguments = parser.parse_args()
+    errors = Console(stderr=True)
+    found: list[tuple[str, ...]] = []
+    with errors.status("exporting the models with paddle.jit.save") as status:
+        for model in MODELS:
+            path = EXPORTS[model](arguments.models / model)
+            entries = bench(path, configs(), seconds=arguments.seconds, progress=_teller(status, model))
+            found += rows(model, entries)
+    show(found)
+    unexpected = [row for row in found if row[-1] != "as expected"]
+    print(f"{len(found) - len(unexpected)} of {len(found)} rows have their expected verdict")
+    return 1 if unexpected else 0
+
+
+def show(found: Sequence[tuple[str, ...]]) -> None:
+    """Prints the table and its legend."""
+    width = None if sys.stdout.isatty() else 180
+    console = Console(width=width, highlight=False)
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    for name in ("model", "config", "adapter", "precision", "verdict", "error, or reason", "nodes", "p50 ms", ""):
+        table.add_column(name, overflow="fold")
+    colors = {"verified": "green", "refused": "red", "unavailable": "yellow"}
+    for row in found:
+        color = colors.get(row[4], "magenta")
+        cells = [escape(cell) for cell in row]
+        cells[4] = f"[{color}]{cells[4]}[/{color}]"
+        table.add_row(*cells)
+    console.print(table)
+    console.print(f"\n{escape(LEGEND)}\n", soft_wrap=True)
+
+
+def _teller(status: Status, model: str) -> Callable[[str], None]:
+    return lambda message: status.update(f"{model}: {message}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Paddock's adapter for ONNX Runtime on the CPU."""

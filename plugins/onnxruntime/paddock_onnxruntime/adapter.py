@@ -1,0 +1,290 @@
+"""`cpu/onnxruntime`: ONNX models on ONNX Runtime's CPU execution provider.
+
+onnxruntime plans and optimises when a session is made, so there is little to compile: the artifact refers to the
+model's own files and holds the dimensions that the config fixed. There is no option for denormals, since onnxruntime
+takes `session.set_denormal_as_zero` from the first session of a process only, and for the thread that made it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from paddock.errors import BuildFailed, RunFailed, StrictnessError, Unsupported
+from paddock.model import Model
+from paddock.plan import Answer, Precision, Verdict
+from paddock.spi import (
+    Adapter,
+    Arrays,
+    Artifact,
+    Concurrency,
+    Context,
+    Device,
+    Devices,
+    Observed,
+    Probe,
+    ReferenceRole,
+    SegmentPlan,
+    Selection,
+    Session,
+    Shapes,
+    Threading,
+)
+from pydantic import BaseModel, ConfigDict
+
+from paddock_onnxruntime.operators import PROVIDER, Selector
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INSTALL = "pip install paddock-onnxruntime[sdk]"
+
+_LEVELS = {
+    "off": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_SPINNING = "session.intra_op.allow_spinning"
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+_FATAL = 4
+"""onnxruntime's severity of messages that end the process; the others come back as exceptions as well."""
+
+
+class OnnxRuntimeOptions(BaseModel):
+    """The options of `cpu/onnxruntime`. Each is a setting of onnxruntime's session and is read back from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    graph_optimization: Literal["off", "basic", "extended", "all"] = "all"
+    """How far onnxruntime rewrites the graph before it runs it."""
+    spinning: bool | None = None
+    """Whether idle threads spin: some 5 % faster alone, and 2 to 3 times slower for every other runtime in the
+    process. Where it is left out, the host decides."""
+    memory_arena: bool = True
+    """Keep freed intermediates for the next run; without it memory falls back after each run, at some cost."""
+
+
+class CpuOnnxRuntime(Adapter):
+    """ONNX models on ONNX Runtime's CPU execution provider, in fp32."""
+
+    hardware: ClassVar[str] = "cpu"
+    backend: ClassVar[str] = "onnxruntime"
+    aliases: ClassVar[tuple[str, ...]] = ("ort",)
+    spi_version: ClassVar[int] = 1
+    formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32})
+    shapes: ClassVar[Shapes] = Shapes.DYNAMIC
+    concurrency: ClassVar[Concurrency] = Concurrency(Threading.REENTRANT)
+    references: ClassVar[Mapping[str, ReferenceRole]] = {
+        "onnx": ReferenceRole(rank=1, options={"graph_optimization": "off"})
+    }
+    Options: ClassVar[type[BaseModel]] = OnnxRuntimeOptions
+
+    @classmethod
+    def probe(cls) -> Probe:
+        """Whether onnxruntime and onnx are installed, from their metadata."""
+        versions = {}
+        for package in ("onnxruntime", "onnx"):
+            try:
+                if importlib.util.find_spec(package) is None:
+                    raise importlib.metadata.PackageNotFoundError(package)
+                versions[package] = importlib.metadata.version(package)
+            except (importlib.metadata.PackageNotFoundError, ValueError):
+                return Probe(Verdict.no(f"{package} is not installed", "package metadata"), versions, INSTALL)
+        return Probe(Verdict.yes("installed", "package metadata"), versions)
+
+    @classmethod
+    def probe_device(cls) -> Devices:
+        """The CPU, if this build of onnxruntime has its provider; imports onnxruntime."""
+        import onnxruntime
+
+        source = "onnxruntime.get_available_providers()"
+        providers = list(onnxruntime.get_available_providers())
+        if PROVIDER not in providers:
+            return Devices(Verdict.no(f"this onnxruntime has only {', '.join(providers) or 'no provider'}", source))
+        fp32 = Verdict.yes("every float32 kernel of onnxruntime computes in it", "onnxruntime's kernel registry")
+        facts = {"providers": providers, "build": onnxruntime.get_build_info()}
+        return Devices(Verdict.yes("", source), (Device(0, "CPU", {Precision.FP32: fp32}),), facts)
+
+    def select_operators(self, model: Model, context: Context) -> Selection:
+        """A verdict for each node from onnxruntime's own kernel registry; nothing is built."""
+        return Selection(Selector(model.graph, model.files["model"]).verdicts())
+
+    def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
+        """Refers to the model's files. Where a verdict is provisional, a session is tried.
+
+        Raises:
+            Unsupported: onnxruntime refuses nodes that the registry could not answer for.
+            StrictnessError: The plan asks for a precision that this provider does not set.
+        """
+        if plan.precision.precision is not Precision.FP32:
+            raise StrictnessError(
+                f"{self.name()} cannot compute in {plan.precision.precision}",
+                candidates=sorted(self.precisions),
+                remedy='"precision": "fp32"',
+            )
+        graph = model.graph
+        artifact = Artifact(
+            adapter=self.name(),
+            format=model.format,
+            files=dict(model.files),
+            inputs=tuple(value.name for value in graph.input_values),
+            outputs=tuple(value.name for value in graph.output_values),
+            bounds=dict(graph.bounds),
+            facts={"fixed_dims": _fixed_dims(model), "drop_names": _named_twice(model)},
+        )
+        verdicts = self.select_operators(model, context).verdicts
+        open_nodes = [i for i, verdict in enumerate(verdicts) if verdict.answer is Answer.PROVISIONAL]
+        if open_nodes:
+            context.progress("onnxruntime: trying a session for the nodes its registry cannot answer for")
+            try:
+                self._session(artifact, optimization="off")
+            except Exception as error:  # onnxruntime raises classes of its own that share only this base
+                raise Unsupported(_blamed(model, open_nodes, str(error)), _short(error)) from error
+        return artifact
+
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        """A session with the threads, spinning and options of the config; raises `BuildFailed`."""
+        try:
+            inner = self._session(artifact)
+        except Exception as error:
+            raise BuildFailed(
+                f"onnxruntime cannot load the model: {_short(error)}", where=str(artifact.files["model"])
+            ) from error
+        return OnnxRuntimeSession(inner, artifact.outputs, self._options)
+
+    @property
+    def _options(self) -> OnnxRuntimeOptions:
+        options = self.config.options
+        return options if isinstance(options, OnnxRuntimeOptions) else OnnxRuntimeOptions()
+
+    def _session(self, artifact: Artifact, optimization: str | None = None) -> Any:
+        import onnxruntime
+
+        options = self._options
+        spinning = self.config.spinning if options.spinning is None else options.spinning
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = _FATAL
+        settings.intra_op_num_threads = self.config.threads
+        # One pool is the whole thread budget: nodes run one after another, each on all of its threads.
+        settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        level = _LEVELS[optimization or options.graph_optimization]
+        settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        settings.enable_cpu_mem_arena = options.memory_arena
+        settings.add_session_config_entry(_SPINNING, "1" if spinning else "0")
+        settings.add_session_config_entry(_ASSIGNMENT, "1")
+        for name, extent in artifact.facts.get("fixed_dims", {}).items():
+            settings.add_free_dimension_override_by_name(name, extent)
+        path = artifact.files["model"]
+        content: str | bytes = str(path)
+        if artifact.facts.get("drop_names"):
+            content = _without_names(path)
+            settings.add_session_config_entry(_DATA_FOLDER, str(path.parent))
+        session = onnxruntime.InferenceSession(content, settings, providers=[PROVIDER])
+        session.disable_fallback()
+        return session
+
+
+class OnnxRuntimeSession(Session):
+    """A session of onnxruntime; any number of threads may run it at once.
+
+    Args:
+        inner: onnxruntime's InferenceSession.
+        outputs: The names of all outputs, in the model's order.
+        options: The adapter's options, to know which were asked for.
+    """
+
+    def __init__(self, inner: Any, outputs: tuple[str, ...], options: OnnxRuntimeOptions) -> None:
+        self._inner = inner
+        self._outputs = list(outputs)
+        self._options = options
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """Computes the outputs; onnxruntime allocates them anew in each run."""
+        inner = self._inner
+        if inner is None:
+            raise RunFailed("the session is closed")
+        names = self._outputs if outputs is None else list(outputs)
+        if not names:  # onnxruntime would take an empty list for all of them
+            return {}
+        return dict(zip(names, inner.run(names, feeds), strict=True))
+
+    def close(self) -> None:
+        """Drops onnxruntime's session; runs under way keep it until they end."""
+        self._inner = None
+
+    def observed(self) -> Observed:
+        """The session's settings as onnxruntime gives them back, and the nodes left after its optimisation."""
+        inner = self._inner
+        if inner is None:
+            return Observed()
+        actual = inner.get_session_options()
+        levels = {level: name for name, level in _LEVELS.items()}
+        settings: dict[str, Any] = {
+            "threads": actual.intra_op_num_threads,
+            "options.graph_optimization": levels.get(actual.graph_optimization_level.name),
+            "options.memory_arena": actual.enable_cpu_mem_arena,
+        }
+        if self._options.spinning is not None:
+            settings["options.spinning"] = actual.get_session_config_entry(_SPINNING) == "1"
+        nodes = sum(len(part.get_nodes()) for part in inner.get_provider_graph_assignment_info())
+        return Observed(settings, nodes=nodes)
+
+
+def _fixed_dims(model: Model) -> dict[str, int]:
+    """The symbols of the file's inputs that the config left with one extent: they are numbers in the graph."""
+    import onnx
+
+    in_file = {i.name: i for i in onnx.load(model.files["model"], load_external_data=False).graph.input}
+    fixed: dict[str, int] = {}
+    for value in model.graph.input_values:
+        if value.shape is None or value.name not in in_file:
+            continue
+        dims = in_file[value.name].type.tensor_type.shape.dim
+        for dim, extent in zip(dims, value.shape, strict=False):
+            if dim.dim_param and isinstance(extent, int):
+                fixed[dim.dim_param] = extent
+    return fixed
+
+
+def _named_twice(model: Model) -> bool:
+    """Whether two nodes have one name, which onnxruntime refuses to load although a name says nothing."""
+    names = [node.name for node in model.graph.walk() if node.name]
+    return len(set(names)) < len(names)
+
+
+def _without_names(path: Path) -> bytes:
+    """The model with no node named; external data stays where it is."""
+    import onnx
+
+    proto = onnx.load(path, load_external_data=False)
+    graphs = [proto.graph]
+    while graphs:
+        for node in graphs.pop().node:
+            node.ClearField("name")
+            for attribute in node.attribute:
+                graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _blamed(model: Model, open_nodes: Sequence[int], message: str) -> Sequence[int]:
+    """The nodes that onnxruntime's message names, else every node it was asked to confirm."""
+    found = re.search(r"implementation for (?:[\w.]+[.:])?(\w+)\(\d+\) node with name '(.*?)'", message)
+    if found is not None:
+        op, name = found.groups()
+        alike = [i for i in open_nodes if model.graph.nodes[i].op == op]
+        return [i for i in alike if model.graph.nodes[i].name == name] or alike or open_nodes
+    return open_nodes
+
+
+def _short(error: Exception) -> str:
+    """onnxruntime's message on one line, without its error code."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", r"\1: ", text)[:600]

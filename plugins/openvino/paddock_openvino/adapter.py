@@ -1,0 +1,283 @@
+"""`cpu/openvino`, and `gpu/openvino` and `npu/openvino` for Intel's devices: ONNX models on OpenVINO.
+
+The artifact refers to the model's own files and holds the shapes that the config admits; OpenVINO compiles when the
+session is loaded. All sessions of a deployment are infer requests on one compiled model.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from paddock.errors import BuildFailed, ConfigError, StrictnessError, Unsupported
+from paddock.graph import Graph
+from paddock.model import Model
+from paddock.plan import Answer, Precision, Remedy, Verdict
+from paddock.spi import (
+    Adapter,
+    Artifact,
+    Concurrency,
+    Context,
+    Device,
+    Devices,
+    Probe,
+    ResolvedConfig,
+    SegmentPlan,
+    Selection,
+    Session,
+    Shapes,
+    Threading,
+)
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from paddock_openvino.operators import essence, verdicts
+from paddock_openvino.sdk import core, openvino, read_bounded
+from paddock_openvino.session import OpenVinoSession
+
+INSTALL = "pip install paddock-openvino[sdk]"
+
+TYPES: Mapping[Precision, str] = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16"}
+"""OpenVINO's name of each precision, as INFERENCE_PRECISION_HINT takes it."""
+
+_CAPABILITIES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.BF16: "BF16"}
+
+_DYNAMIC_QUANTIZATION = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+
+WIDE = ("int64", "uint64", "uint32", "float64")
+"""The dtypes that OpenVINO's CPU plugin computes in 32 bits: int32, and float32 for float64."""
+
+
+class CpuOptions(BaseModel):
+    """The options of `cpu/openvino`. Each is a property of the compiled model and is read back from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    streams: PositiveInt | None = None
+    """How many requests are computed at once, each on its share of the threads: at most, and by default, the
+    config's `instances`."""
+    denormals_as_zero: bool = False
+    """Treat float32 numbers under 1.2e-38 as zero."""
+
+
+class OpenVinoAdapter(Adapter):
+    """What every OpenVINO device has in common; a device is a subclass that names it."""
+
+    backend: ClassVar[str] = "openvino"
+    spi_version: ClassVar[int] = 1
+    formats: ClassVar[tuple[str, ...]] = ("onnx",)
+    shapes: ClassVar[Shapes] = Shapes.BOUNDED
+    concurrency: ClassVar[Concurrency] = Concurrency(Threading.SERIAL, shares_weights=True)
+    openvino_device: ClassVar[str]
+    """OpenVINO's own name of the kind of device."""
+
+    @classmethod
+    def probe(cls) -> Probe:
+        """Whether openvino is installed, from its metadata."""
+        try:
+            if importlib.util.find_spec("openvino") is None:
+                raise importlib.metadata.PackageNotFoundError("openvino")
+            versions = {"openvino": importlib.metadata.version("openvino")}
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            return Probe(Verdict.no("openvino is not installed", "package metadata"), remedy=INSTALL)
+        return Probe(Verdict.yes("installed", "package metadata"), versions)
+
+    @classmethod
+    def probe_device(cls) -> Devices:
+        """The devices of this kind and what they compute in, as OpenVINO says; imports openvino."""
+        source = "openvino.Core.available_devices"
+        available = list(core().available_devices)
+        names = [n for n in available if n == cls.openvino_device or n.startswith(f"{cls.openvino_device}.")]
+        if not names:
+            seen = ", ".join(available) or "no device"
+            return Devices(Verdict.no(f"OpenVINO finds no {cls.openvino_device} here; it finds {seen}", source))
+        facts = {"build": openvino().get_version(), "devices": available}
+        return Devices(Verdict.yes("", source), tuple(cls._device(i, n) for i, n in enumerate(names)), facts)
+
+    @classmethod
+    def _device(cls, index: int, name: str) -> Device:
+        source = f"OPTIMIZATION_CAPABILITIES of {name}"
+        capabilities = list(core().get_property(name, "OPTIMIZATION_CAPABILITIES"))
+        full_name = str(core().get_property(name, "FULL_DEVICE_NAME"))
+        found = {}
+        for precision in sorted(cls.precisions):
+            if _CAPABILITIES[precision] in capabilities:
+                found[precision] = Verdict.yes(f"{full_name} computes in it", source)
+            else:
+                shown = ", ".join(capabilities)
+                found[precision] = Verdict.no(f"{full_name} does not compute in it; it has {shown}", source)
+        return Device(index, full_name, found)
+
+    def properties(self) -> dict[str, Any]:
+        """What the model is compiled with."""
+        found: dict[str, Any] = {"INFERENCE_PRECISION_HINT": TYPES[self.config.precision]}
+        # On by default in groups of 32: it computes matrix products of compressed weights in int8, whatever the
+        # precision says.
+        if _DYNAMIC_QUANTIZATION in core().get_property(self.target, "SUPPORTED_PROPERTIES"):
+            found[_DYNAMIC_QUANTIZATION] = 0
+        return found
+
+    def observe(self, compiled: Any) -> dict[str, Any]:
+        """What the compiled model says took effect, in the config's terms."""
+        types = {kind: precision.value for precision, kind in TYPES.items()}
+        actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return {"precision": types.get(actual, actual)}
+
+    @property
+    def target(self) -> str:
+        """OpenVINO's name of the one device to use, such as "GPU.1"."""
+        index = self.device.index if self.device is not None else 0
+        return f"{self.openvino_device}.{index}" if index else self.openvino_device
+
+    def select_operators(self, model: Model, context: Context) -> Selection:
+        """A verdict for each node from `read_model` and `query_model`, on the shapes that the config admits."""
+        path, shapes = str(model.files["model"]), _shapes(model.graph)
+        return Selection(
+            verdicts(model.graph, lambda: read_bounded(path, shapes), core(), self.target, self.properties())
+        )
+
+    def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
+        """Refers to the model's files, after OpenVINO has confirmed every node.
+
+        Raises:
+            Unsupported: OpenVINO refuses nodes.
+            StrictnessError: The plan asks for a precision, or for fp32 nodes, that this adapter does not give.
+        """
+        precision = plan.precision
+        if precision.precision not in self.precisions or precision.precision is not self.config.precision:
+            raise StrictnessError(
+                f"{self.name()} cannot compute in {precision.precision}", candidates=sorted(self.precisions)
+            )
+        if precision.keep_fp32:
+            raise StrictnessError(
+                f"{self.name()} computes a whole model in one precision and cannot keep nodes in fp32",
+                remedy='leave "keep_fp32" out, or use "precision": "fp32"',
+            )
+        found = self.select_operators(model, context).verdicts
+        refused = [i for i, verdict in enumerate(found) if verdict.answer is not Answer.YES]
+        if refused:
+            worst = next((found[i] for i in refused if found[i].answer is Answer.NO), found[refused[0]])
+            raise Unsupported(refused, worst.reason)
+        graph = model.graph
+        return Artifact(
+            adapter=self.name(),
+            format=model.format,
+            files=dict(model.files),
+            inputs=tuple(value.name for value in graph.input_values),
+            outputs=tuple(value.name for value in graph.output_values),
+            bounds=dict(graph.bounds),
+            facts={"shapes": _shapes(graph)},
+        )
+
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        """An infer request on the compiled model; `fork()` makes further ones. Raises `BuildFailed`."""
+        path = str(artifact.files["model"])
+        context.progress(f"OpenVINO: compiling {artifact.files['model'].name} for {self.target}")
+        try:
+            model = read_bounded(path, dict(artifact.facts["shapes"]))
+            compiled = core().compile_model(model, self.target, self.properties())
+        except Exception as error:  # OpenVINO raises RuntimeError, and classes of its own for some failures
+            raise BuildFailed(f"OpenVINO cannot compile the model: {essence(str(error))}", where=path) from error
+        return OpenVinoSession(compiled, artifact.inputs, artifact.outputs, self.observe(compiled))
+
+
+class CpuOpenVino(OpenVinoAdapter):
+    """ONNX models on OpenVINO's CPU plugin, in fp32 or bf16."""
+
+    hardware: ClassVar[str] = "cpu"
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.BF16})
+    Options: ClassVar[type[BaseModel]] = CpuOptions
+    openvino_device: ClassVar[str] = "CPU"
+
+    def __init__(self, config: ResolvedConfig, device: Device | None) -> None:
+        super().__init__(config, device)
+        streams = self._options.streams
+        if streams is not None and streams > config.config.instances:
+            raise ConfigError(
+                f"{streams} streams have no effect with {config.config.instances} instances",
+                where="$.options.streams",
+                remedy=f'set "instances" to {streams}, or leave "streams" out',
+            )
+
+    @property
+    def _options(self) -> CpuOptions:
+        options = self.config.options
+        return options if isinstance(options, CpuOptions) else CpuOptions()
+
+    @property
+    def target(self) -> str:
+        """There is one CPU."""
+        return self.openvino_device
+
+    def properties(self) -> dict[str, Any]:
+        """Precision, and the threads of all instances together, divided over the streams."""
+        instances = self.config.config.instances
+        return {
+            **super().properties(),
+            "INFERENCE_NUM_THREADS": self.config.threads * instances,
+            "NUM_STREAMS": self._options.streams or instances,
+            "CPU_DENORMALS_OPTIMIZATION": self._options.denormals_as_zero,
+        }
+
+    def observe(self, compiled: Any) -> dict[str, Any]:
+        """Precision, threads for each instance, and the options that were given."""
+        found = {
+            **super().observe(compiled),
+            "threads": compiled.get_property("INFERENCE_NUM_THREADS") // self.config.config.instances,
+            "options.denormals_as_zero": bool(compiled.get_property("CPU_DENORMALS_OPTIMIZATION")),
+        }
+        if self._options.streams is not None:
+            found["options.streams"] = compiled.get_property("NUM_STREAMS")
+        return found
+
+    def known_defects(self, model: Model) -> Sequence[Remedy]:
+        """That the CPU plugin computes 64-bit numbers in 32 bits."""
+        named = [f"{value.name} ({value.dtype})" for value in model.graph.input_values if value.dtype in WIDE]
+        if not named:
+            return ()
+        return (
+            Remedy(
+                "openvino-32-bit",
+                f"OpenVINO's CPU plugin computes 64-bit numbers in 32 bits: {', '.join(named[:5])}",
+                "a feed beyond int32's or float32's range is refused; numbers that outgrow it inside the model are not",
+                True,
+                "OpenVINO 2026.4.1: Identity of int64 2**40 gives 0, and float64 1e300 + 1 gives 3.4e38",
+            ),
+        )
+
+
+class _Accelerator(OpenVinoAdapter):
+    """An Intel device beside the CPU, where the host's threads compute nothing."""
+
+    def __init__(self, config: ResolvedConfig, device: Device | None) -> None:
+        super().__init__(config, device)
+        if config.config.threads is not None:
+            raise ConfigError(f"threads have no effect on {self.name()}", where="$.threads", remedy="leave it out")
+
+
+class GpuOpenVino(_Accelerator):
+    """ONNX models on an Intel GPU. Written from OpenVINO's documentation: no such device was at hand."""
+
+    hardware: ClassVar[str] = "gpu"
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.FP16})
+    openvino_device: ClassVar[str] = "GPU"
+
+
+class NpuOpenVino(_Accelerator):
+    """ONNX models on an Intel NPU. Written from OpenVINO's documentation: no such device was at hand."""
+
+    hardware: ClassVar[str] = "npu"
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP16})
+    shapes: ClassVar[Shapes] = Shapes.STATIC
+    openvino_device: ClassVar[str] = "NPU"
+
+
+def _shapes(graph: Graph) -> dict[str, list[int | tuple[int, int] | None]]:
+    """The extents of each input whose rank is known, by axis: a number, a range, or None where nothing bounds it."""
+    found: dict[str, list[int | tuple[int, int] | None]] = {}
+    for value in graph.input_values:
+        if value.shape is not None:
+            ranges = [graph.range_of(dim) for dim in value.shape]
+            found[value.name] = [None if r is None else r.min if r.fixed else (r.min, r.max) for r in ranges]
+    return found

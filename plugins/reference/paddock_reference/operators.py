@@ -1,0 +1,170 @@
+"""Which operators onnx's reference evaluator can run, asked of its own tables, and where it is known to be wrong.
+
+What is known to be wrong was found with the 1,288 backend node tests of onnx 1.17.0 and by reading the evaluator's
+source (onnx/reference/ops); tests/test_reference.py keeps the list honest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from paddock.graph import Graph, Node
+from paddock.plan import Verdict
+
+TABLE = "onnx.reference's operator table"
+STANDARD = "onnx.reference, by the standard's function"
+FUNCTION = "the model's own function"
+SOURCE = "onnx.reference's source"
+
+
+class Operators:
+    """Answers for the nodes of one model.
+
+    Args:
+        graph: The model's graph.
+        functions: Its FunctionProtos.
+    """
+
+    def __init__(self, graph: Graph, functions: Any = ()) -> None:
+        self.graph = graph
+        self.functions: dict[tuple[str, str], list[Any]] = {}
+        for function in functions:
+            self.functions.setdefault((_domain(function.domain), function.name), []).append(function)
+        self._known: dict[tuple[str, str, int | None], Verdict] = {}
+
+    def verdict(self, node: Node) -> Verdict:
+        """Yes, or no with the first reason found in the node or in the bodies that it runs."""
+        if any(o is not None and o in self.graph.outputs and _is_optional(self.graph, o) for o in node.outputs):
+            return Verdict.no("it keeps an optional as a list of one, so that its value is no longer certain", SOURCE)
+        answer = self._one(node, self.graph.opsets)
+        if not answer.usable:
+            return answer
+        for body in node.subgraphs:
+            for inner in body.walk():
+                found = self._one(inner, self.graph.opsets)
+                if not found.usable:
+                    return Verdict.no(f"its body runs {inner.type}: {found.reason}", found.source)
+        return answer
+
+    def _one(self, node: Node, opsets: Mapping[str, int]) -> Verdict:
+        answer = self._operator(node.domain, node.op, opsets)
+        wrong = _defect(node, opsets) if answer.usable and answer.source != FUNCTION else None
+        return Verdict.no(wrong, SOURCE) if wrong else answer
+
+    def _operator(self, domain: str, op: str, opsets: Mapping[str, int]) -> Verdict:
+        key = (domain, op, opsets.get(domain))
+        if key not in self._known:
+            # A provisional answer stops the search in a function that calls itself.
+            self._known[key] = Verdict.provisional("calls itself", FUNCTION)
+            called = self.functions.get((domain, op))
+            self._known[key] = self._function(called) if called else _table(*key)
+        return self._known[key]
+
+    def _function(self, overloads: list[Any]) -> Verdict:
+        for function in overloads:
+            opsets = {_domain(o.domain): o.version for o in function.opset_import}
+            for proto in every_node(function.node):
+                domain = _domain(proto.domain)
+                found = self._operator(domain, proto.op_type, opsets)
+                called = f"the function runs {proto.op_type}"
+                if not found.usable:
+                    return Verdict.no(f"{called}: {found.reason}", found.source)
+                if self._passes_on_a_default(domain, proto):
+                    return Verdict.no(f"{called} with an attribute that may be left to its default", SOURCE)
+                if (domain, proto.op_type) in _DEFECTS:
+                    return Verdict.no(f"{called}, which is wrong in some forms", SOURCE)
+        return Verdict.yes("a function of the model, inlined", FUNCTION)
+
+    def _passes_on_a_default(self, domain: str, proto: Any) -> bool:
+        """Whether a function hands its own attribute to another that has a default for it: onnx loses the default."""
+        called = self.functions.get((domain, proto.op_type), ())
+        defaults = {default.name for function in called for default in function.attribute_proto}
+        return any(a.ref_attr_name and a.name in defaults for a in proto.attribute)
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def every_node(nodes: Any) -> Iterator[Any]:
+    """These NodeProtos and those of their bodies, at any depth."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from every_node(graph.node)
+
+
+def _is_optional(graph: Graph, value: int) -> bool:
+    return graph.values[value].kind == "optional"
+
+
+def _table(domain: str, op: str, version: int | None) -> Verdict:
+    """What the evaluator finds for an operator of the standard's domains."""
+    from onnx.reference import ReferenceEvaluator, ops
+    from onnx.reference.op_run import OpFunction, RuntimeContextError
+    from onnx.reference.ops import aionnx_preview_training, aionnxml
+
+    loaders: dict[str, Any] = {
+        "": ops.load_op,
+        "ai.onnx.ml": aionnxml.load_op,
+        "ai.onnx.preview.training": aionnx_preview_training.load_op,
+    }
+    if domain not in loaders:
+        return Verdict.no(f"it has no operators of the domain {domain}, and the model no such function", TABLE)
+    try:
+        found = loaders[domain](domain, op, version, evaluator_cls=ReferenceEvaluator)
+    except RuntimeContextError:
+        return Verdict.yes("expanded by its input types", STANDARD)
+    except Exception:  # it raises half a dozen kinds of its own here
+        return Verdict.no(f"it does not implement {op} of opset {version}", TABLE)
+    if isinstance(found, type) and not issubclass(found, OpFunction):
+        return Verdict.yes("implemented", TABLE)
+    return Verdict.yes("expanded", STANDARD)
+
+
+def _loop(node: Node, opsets: Mapping[str, int]) -> str | None:
+    for body in node.subgraphs:
+        carried = len(body.inputs) - 2
+        for value in body.output_values[1 + carried :]:
+            if value.kind != "tensor" or value.shape is None or len(value.shape) != 1:
+                return "it stacks what a Loop scans rightly only where each piece has rank 1"
+    return None
+
+
+def _scan(node: Node, opsets: Mapping[str, int]) -> str | None:
+    if opsets.get("", 1) < 9:
+        return "it does not implement Scan before opset 9"
+    if any(any(node.attributes.get(f"scan_{side}_{what}") or ()) for side in _SIDES for what in ("axes", "directions")):
+        return "it implements Scan along axis 0 forwards only"
+    scanned = int(node.attributes["num_scan_inputs"])
+    if len(node.inputs) != 2 * scanned:
+        return "it implements Scan only for as many states as scanned inputs"
+    if node.captures:
+        return "it does not let the body of a Scan read outer values"
+    return None
+
+
+def _adam(node: Node, opsets: Mapping[str, int]) -> str | None:
+    return "it computes Adam rightly for one tensor only" if len(node.inputs) > 6 else None
+
+
+def _regex(node: Node, opsets: Mapping[str, int]) -> str | None:
+    return None if importlib.util.find_spec("re2") else "it needs google-re2 for it: pip install google-re2"
+
+
+_SIDES = ("input", "output")
+_DEFECTS = {
+    ("", "Loop"): _loop,
+    ("", "Scan"): _scan,
+    ("", "RegexFullMatch"): _regex,
+    ("ai.onnx.preview.training", "Adam"): _adam,
+}
+
+
+def _defect(node: Node, opsets: Mapping[str, int]) -> str | None:
+    """Why the evaluator would be wrong, or fail, on this very node; None where nothing is known against it."""
+    found = _DEFECTS.get((node.domain, node.op))
+    return found(node, opsets) if found else None

@@ -1,0 +1,59 @@
+"""The ready configs: every one loads, none is missing, and the schema is the code's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from paddock.config import HardwareConfig, json_schema
+from paddock.errors import NotAvailable
+from paddock.registry import Registry
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "adapters_json"
+SCHEMA = FOLDER / "hardware_config.schema.json"
+READY = sorted(path for path in FOLDER.glob("*.json") if path != SCHEMA)
+
+
+def test_the_schema_file_is_what_the_code_says() -> None:
+    assert json.loads(SCHEMA.read_text()) == json_schema(), "run `make schema`"
+
+
+@pytest.mark.parametrize("path", READY, ids=lambda path: str(path.stem))
+def test_ready_configs_load_and_fit_the_schema(path: Path) -> None:
+    config = HardwareConfig.load(path)
+    precision = "" if config.precision == "fp32" else f"-{config.precision}"
+    assert path.stem == f"{config.hardware}-{config.backend}{precision}"
+    jsonschema.validate(json.loads(path.read_text()), json.loads(SCHEMA.read_text()))
+    assert (path.parent / str(config.schema_)).resolve() == SCHEMA
+
+
+def test_there_is_one_for_each_adapter_and_precision(registry: Registry) -> None:
+    wanted = {
+        (name, precision)
+        for name, entries in registry.adapters.items()
+        for entry in entries
+        for precision in entry.adapter.precisions
+        if name.startswith("cpu/")
+    }
+    assert wanted <= {(c.adapter, c.precision) for c in map(HardwareConfig.load, READY)}
+
+
+@pytest.mark.parametrize("name", ["gpu-tensorrt-fp16", "npu-ascend"])
+def test_absent_hardware_says_which_plugin_brings_it(registry: Registry, name: str) -> None:
+    config = HardwareConfig.load(FOLDER / f"{name}.json")
+    if config.adapter in registry.adapters:
+        pytest.skip(f"{config.adapter} is installed here")
+    with pytest.raises(NotAvailable, match=f"brought by the plugin paddock-{config.backend}"):
+        registry.resolve(config)
+    renamed = {"npu/ascend": "cann", "gpu/tensorrt": "trt"}[config.adapter]
+    alias = HardwareConfig.load({"hardware": config.hardware, "backend": renamed})
+    with pytest.raises(NotAvailable, match=f"brought by the plugin paddock-{config.backend}"):
+        registry.resolve(alias)
+
+
+def test_mkldnn_and_onednn_are_one_adapter(registry: Registry) -> None:
+    names = {registry.get(f"cpu/{backend}").adapter.name() for backend in ("mkldnn", "onednn")}
+    assert names == {"cpu/mkldnn"}
