@@ -25,8 +25,9 @@ def onnxruntime(files: Mapping[str, Path], threads: int) -> Runner:
 
 def openvino(files: Mapping[str, Path], threads: int) -> Runner:
     """OpenVINO's `InferRequest.infer`, outputs copied out, since the request overwrites them at its next call."""
-    import openvino as ov
+    from paddock_openvino.sdk import openvino as without_telemetry
 
+    ov = without_telemetry()
     compiled = ov.Core().compile_model(
         str(files["model"]), "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     )

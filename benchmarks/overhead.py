@@ -1,7 +1,7 @@
 """What `Deployment.run` adds to the native call: `python -m benchmarks.overhead`.
 
-On a null session (Paddock alone), on an identity model and on ResNet-50, for each backend. Native and Paddock take turns
-in blocks inside one child process of one runtime; figures are medians over all blocks, and the spread is the
+On a null session (Paddock alone), on an identity model and on ResNet-50, for each backend. Native and Paddock take
+turns in blocks inside one child process of one runtime; figures are medians over all blocks, and the spread is the
 interquartile range of the blocks' differences.
 """
 
@@ -28,9 +28,8 @@ def main() -> int:
     parser.add_argument("--resnet", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     missed = 0
-    print(
-        f"{'model':<10} {'adapter':<16} {'native us':>11} {'paddock us':>11} {'added us':>9} {'spread':>8} {'ratio':>7}"
-    )
+    columns = zip(("native us", "paddock us", "added us", "spread", "ratio"), (11, 11, 9, 8, 7), strict=True)
+    print(f"{'model':<10} {'adapter':<16} {' '.join(f'{name:>{width}}' for name, width in columns)}")
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as scratch:
         identities = save_identities(Path(scratch))
         cases: list[tuple[str, str, Path, tuple[int, ...], int]] = [

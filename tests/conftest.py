@@ -39,13 +39,9 @@ def models(shared: Path) -> Mapping[str, Path]:
     with FileLock(str(shared / "models.lock")):
         if not folder.exists():
             with Child("exporting the examples") as child:
-                child.call(_export, folder)
+                for export in EXPORTS.values():
+                    child.call(export, folder)
     return {name: folder / f"{name}.json" for name in EXPORTS}
-
-
-def _export(folder: Path) -> None:
-    for export in EXPORTS.values():
-        export(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Broken, truncated, swapped and missing model files: an error that names the file, never an abort or a wrong answer."""
+"""Broken, truncated, swapped and missing model files: an error that names the file, never an abort."""
 
 from __future__ import annotations
 

@@ -36,7 +36,6 @@ def test_there_is_one_for_each_adapter_and_precision(registry: Registry) -> None
         for name, entries in registry.adapters.items()
         for entry in entries
         for precision in entry.adapter.precisions
-        if name.startswith("cpu/")
     }
     assert wanted <= {(c.adapter, c.precision) for c in map(HardwareConfig.load, READY)}
 

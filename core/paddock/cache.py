@@ -51,7 +51,7 @@ class Store:
             entry = json.loads(self._place(kind, key).with_suffix(".json").read_bytes())
             if entry["digest"] == digest(entry["data"]):
                 return entry["data"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass  # Missing or damaged: the caller makes it again, and `put` writes over it.
         return None
 
@@ -133,5 +133,5 @@ def _intact(place: Path) -> bool:
     try:
         files = json.loads((place / _MANIFEST).read_bytes())
         return all(file_digest(place / name) == expected for name, expected in files.items())
-    except (OSError, ValueError, AttributeError, ModelError):
+    except (OSError, ValueError, AttributeError, RecursionError, ModelError):
         return False

@@ -45,6 +45,8 @@ EXIT_CODES: Sequence[tuple[type[PaddockError], int]] = (
     (RunFailed, 6),
 )
 INTERNAL = 1
+INTERRUPTED, BROKEN_PIPE = 130, 141
+"""What a shell reports for SIGINT and SIGPIPE."""
 
 
 def exit_code(error: PaddockError) -> int:
@@ -54,7 +56,6 @@ def exit_code(error: PaddockError) -> int:
 
 app = typer.Typer(
     help="Deploys PaddlePaddle and ONNX models on the hardware that a JSON file names, checked against the reference.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -70,9 +71,13 @@ class _Terminal:
     """Our stdout, kept apart from what backends write to file descriptor 1."""
 
     def __init__(self) -> None:
-        sys.stdout.flush()
         # The document and the tables go here; descriptor 1 itself becomes stderr, for C++ code that prints.
-        self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+        try:
+            sys.stdout.flush()
+            own = os.dup(1)
+        except (AttributeError, OSError):
+            own = os.open(os.devnull, os.O_WRONLY)  # We were started with stdout closed.
+        self._stream = os.fdopen(own if own != 1 else os.dup(own), "w", encoding="utf-8", errors="backslashreplace")
         os.dup2(2, 1)
         self.out = Console(file=self._stream, width=None if self._stream.isatty() else 160, highlight=False)
         self.err = Console(stderr=True, highlight=False)
@@ -81,6 +86,10 @@ class _Terminal:
     def document(self, data: Any) -> None:
         """Prints one JSON document."""
         self._stream.write(json.dumps(data, indent=2, default=str) + "\n")
+
+    def help(self) -> None:
+        """Lets typer print its help to our stdout."""
+        sys.stdout = self._stream
 
     def flush(self) -> None:
         """Writes out what is buffered."""
@@ -94,6 +103,13 @@ class _Terminal:
             return
         with self.err.status("starting") as status:
             yield status.update
+
+    def interrupted(self) -> None:
+        """Shows that the user ended it."""
+        if self.json:
+            self.document({"error": {**error_json(PaddockError("interrupted")), "exit_code": INTERRUPTED}})
+        else:
+            self.err.print("interrupted")
 
     def failed(self, error: PaddockError) -> None:
         """Shows an error a user can cause."""
@@ -219,20 +235,14 @@ def run(
     json: JsonFlag = False,
 ) -> None:
     """Deploys, verifies, runs once on the input and writes the outputs."""
-    import numpy as np
-
     from paddock.deploy import deploy
-    from paddock.samples import read_npz
+    from paddock.samples import read_npz, write_npz
 
     feeds = read_npz(input, "--input")
     with _terminal.progress() as tell, deploy(model, config, progress=tell) as deployment:
         answers = deployment.run(feeds)
         report, adapter = deployment.report, deployment.plan.adapter
-    try:
-        with output.open("wb") as file:
-            np.savez(file, **answers)  # type: ignore[arg-type]
-    except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror}", where=f"--output: {output}") from None
+    write_npz(output, answers, "--output")
     shapes = {name: f"{array.dtype} {list(array.shape)}" for name, array in answers.items()}
     if json:
         _terminal.document({"adapter": adapter, "outputs": shapes, "report": report.to_json(), "written": str(output)})
@@ -299,7 +309,7 @@ def bench(
     from paddock import show
     from paddock.bench import bench as measure
 
-    configs = {_label(text, position): _beside(text) for position, text in enumerate(config)}
+    configs = dict(zip(_labels(config), map(_beside, config), strict=True))
     if len(configs) != len(config):
         raise UsageError("one config is named twice", where="--config", remedy="name each once")
     with _terminal.progress() as tell:
@@ -324,8 +334,10 @@ def bench(
     raise typer.Exit(max((exit_code(entry.error) for entry in entries if entry.error is not None), default=0))
 
 
-def _label(text: str, position: int) -> str:
-    return f"config {position + 1}" if text.lstrip().startswith("{") else Path(text).stem
+def _labels(texts: Sequence[str]) -> list[str]:
+    """A short name for each config: the file's stem, or its whole path where two have the same stem."""
+    stems = [f"config {n}" if t.lstrip().startswith("{") else Path(t).stem for n, t in enumerate(texts, start=1)]
+    return [text if stems.count(stem) > 1 else stem for stem, text in zip(stems, texts, strict=True)]
 
 
 def _beside(text: str) -> str:
@@ -351,10 +363,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits the process with its status."""
     global _terminal
     _terminal = _Terminal()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _terminal.json = "--json" in arguments
-    code = _run(arguments)
-    _terminal.flush()
+    if "--help" in arguments:
+        _terminal.help()
+    try:
+        code = _run(arguments)
+        _terminal.flush()
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    except OSError as error:
+        sys.stderr.write(f"stdout cannot be written: {error.strerror}\n")
+        code = exit_code(UsageError("stdout cannot be written"))
     sys.stderr.flush()
     # Not through the interpreter's exit: SDKs crash in their destructors there and would spoil the status.
     os._exit(code)
@@ -372,11 +392,11 @@ def _run(arguments: list[str]) -> int:
         _terminal.failed(UsageError(error.format_message(), where="command line", remedy="paddock --help"))
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        _terminal.err.print("interrupted")
-        return 130
-    except BrokenPipeError:
-        return 141
-    except Exception as error:
+        _terminal.interrupted()
+        return INTERRUPTED
+    except (Exception, SystemExit) as error:
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            return BROKEN_PIPE  # rich and typer make a SystemExit of a pipe that nobody reads any more.
         problem = PaddockError(
             f"internal error: {type(error).__name__}: {error}",
             remedy="please report this, with what PADDOCK_TRACEBACK=1 shows",

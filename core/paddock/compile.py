@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -22,7 +23,12 @@ from paddock.registry import Registry, Resolved
 from paddock.samples import Sample
 from paddock.spi import Adapter, Artifact, Context, SegmentPlan, Selection
 
-_VERDICTS = TypeAdapter(tuple[Verdict, ...])
+
+@cache
+def _verdicts() -> TypeAdapter[tuple[Verdict, ...]]:
+    return TypeAdapter(tuple[Verdict, ...])
+
+
 _SECONDS = 600.0
 
 
@@ -58,9 +64,9 @@ def select(workshop: Workshop, model: Model) -> Selection:
         found = workshop.child.call(
             _select_here, resolved, model, workshop.context.work, workshop.context.cache, seconds=_SECONDS
         )
-        return _VERDICTS.dump_python(found.verdicts, mode="json")
+        return _verdicts().dump_python(found.verdicts, mode="json")
 
-    return Selection(_VERDICTS.validate_python(workshop.registry.store.remembered("selections", key, ask)))
+    return Selection(_verdicts().validate_python(workshop.registry.store.remembered("selections", key, ask)))
 
 
 def build(workshop: Workshop, model: Model, plan: Plan, segment: SegmentPlan, samples: Sequence[Sample]) -> Artifact:
@@ -100,8 +106,16 @@ def _try_out(workshop: Workshop, artifact: Artifact, samples: Sequence[Sample]) 
     adapter, config = resolved.registered.adapter, resolved.config
     host = ChildHost(workshop.child, adapter, config, resolved.device, artifact, workshop.context, _SECONDS)
     for sample in samples:
-        host.run(sample)
+        _check_answer(host.run(sample), artifact)
     host.close()
+
+
+def _check_answer(answer: object, artifact: Artifact) -> None:
+    if not isinstance(answer, dict):
+        raise BuildFailed(f"run() returned a {type(answer).__name__}, not a dict of arrays")
+    missing = [name for name in artifact.outputs if name not in answer]
+    if missing:
+        raise BuildFailed(f"run() left out the outputs {', '.join(missing)}")
 
 
 def _checked(artifact: object) -> Artifact:
@@ -112,7 +126,12 @@ def _checked(artifact: object) -> Artifact:
 
 def _select_here(resolved: Resolved, model: Model, work: Path, cache: Path) -> Selection:
     adapter = resolved.registered.adapter(resolved.config, resolved.device)
-    return adapter.select_operators(model, Context(work, cache))
+    found: object = adapter.select_operators(model, Context(work, cache))
+    if not isinstance(found, Selection):
+        raise BuildFailed(f"{resolved.name}: select_operators() returned a {type(found).__name__}, not a Selection")
+    if not all(isinstance(verdict, Verdict) for verdict in found.verdicts):
+        raise BuildFailed(f"{resolved.name}: select_operators() returned a Selection that holds no verdicts")
+    return found
 
 
 def _compile_here(resolved: Resolved, model: Model, segment: SegmentPlan, work: Path, cache: Path) -> Artifact:

@@ -48,24 +48,28 @@ MAX_BYTES = 64 * 1024
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Built at the first use: building validators would be half of what importing paddock takes.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 def _beside_the_config(path: Path, info: ValidationInfo) -> Path:
     if "\0" in str(path):
         raise PydanticCustomError("path", "a path cannot hold a NUL character")
-    if path == Path():
-        raise PydanticCustomError("path", "names no file or folder")
     base = info.context["base"] if info.context else Path()
     return Path(os.path.normpath(base / path))
+
+
+def _named(path: Any) -> Any:
+    if path == "":
+        raise PydanticCustomError("path", "names no file or folder")
+    return path
 
 
 _SIZE = r"^[0-9]{1,12}(\.[0-9]{1,6})?\s*([kKmMgGtT](i?[bB])?|[bB])?$"
 
 
 def _readable_size(size: Any) -> Any:
-    number = isinstance(size, int) and not isinstance(size, bool)
-    if not number and not (isinstance(size, str) and re.fullmatch(_SIZE, size)):
+    if not (type(size) is int and size > 0) and not (isinstance(size, str) and re.fullmatch(_SIZE, size)):
         raise PydanticCustomError("size", 'a size is written like "2GiB", "512MiB" or a whole number of bytes')
     return size
 
@@ -83,7 +87,7 @@ def _distinct(names: tuple[Any, ...]) -> tuple[Any, ...]:
     return names
 
 
-ConfigPath = Annotated[Path, AfterValidator(_beside_the_config), Field(strict=False)]
+ConfigPath = Annotated[Path, BeforeValidator(_named), AfterValidator(_beside_the_config), Field(strict=False)]
 Size = Annotated[
     ByteSize,
     BeforeValidator(_readable_size),

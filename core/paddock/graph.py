@@ -127,7 +127,7 @@ class Graph:
 
     `initializers` maps the index of each constant value to its size in bytes; `opsets` maps operator domains to
     versions; `bounds` maps symbols to the extents that the config admits (see `with_bounds`), `choices` couples several
-    of them.
+    of them; `fixed` holds the symbols that `with_bounds` turned into numbers.
     """
 
     nodes: tuple[Node, ...]
@@ -139,6 +139,7 @@ class Graph:
     opsets: Mapping[str, int] = field(default_factory=dict)
     bounds: Mapping[str, Range] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
+    fixed: Mapping[str, int] = field(default_factory=dict)
     states: tuple[State, ...] = ()
 
     @property
@@ -184,7 +185,7 @@ class Graph:
             for value in self.values
         )
         kept = {**self.bounds, **{name: bound for name, bound in bounds.items() if name not in fixed}}
-        return replace(self, values=values, bounds=kept)
+        return replace(self, values=values, bounds=kept, fixed={**self.fixed, **fixed})
 
     def nbytes(self, value: int, which: str = "max") -> int | None:
         """Size of a value in bytes with every symbol at its "min", "opt" or "max"; None where that is unknown."""

@@ -6,8 +6,10 @@ hand-over between threads costs more (45 microseconds measured) than a small mod
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,11 +65,14 @@ class InProcessHost(ExecutionHost):
         self._bound = threading_kind is Threading.BOUND
         self._sessions: list[Session] = []
         self._owners: dict[int, ThreadPoolExecutor] = {}
+        self._owner_threads: list[ThreadPoolExecutor] = []
         try:
             for _ in range(instances):
                 self._add(load)
         except BaseException:
-            self.close()
+            # What went wrong is this error, whatever else fails while the sessions made so far are closed.
+            with contextlib.suppress(RunFailed):
+                self.close()
             raise
         permits = _REENTRANT_PERMITS if threading_kind is Threading.REENTRANT else 1
         self._permits = permits * instances
@@ -97,10 +102,16 @@ class InProcessHost(ExecutionHost):
             for _ in range(getattr(self, "_permits", 0)):
                 self._free.get()  # each call inside gives its permit back when it is done
             self._free.put(None)  # whoever waits, or comes later, finds this
+            failed: Exception | None = None
             for session in self._sessions:
-                self._on_owner(session, session.close)
-            for owner in self._owners.values():
+                try:
+                    self._on_owner(session, session.close)
+                except Exception as error:
+                    failed = failed or error  # the others are closed all the same
+            for owner in self._owner_threads:
                 owner.shutdown(wait=True)
+        if failed is not None:
+            raise RunFailed(f"{self._name} failed while closing: {first_line(failed)}") from failed
 
     def _submit(self, feeds: Arrays, outputs: Sequence[str] | None) -> Future[Outputs]:
         try:
@@ -131,6 +142,7 @@ class InProcessHost(ExecutionHost):
             self._sessions.append(fork if fork is not None else load())
             return
         owner = ThreadPoolExecutor(1, thread_name_prefix=f"paddock {self._name} bound")
+        self._owner_threads.append(owner)
         session = owner.submit(load).result()
         self._sessions.append(session)
         self._owners[id(session)] = owner
@@ -161,7 +173,7 @@ class ChildHost(ExecutionHost):
     ) -> None:
         self._child = child
         self._seconds = seconds
-        self._handle: int | None = child.call(
+        self._handle: str | None = child.call(
             _load_here, adapter, config, device, artifact, context.work, context.cache, seconds=seconds
         )
 
@@ -176,9 +188,9 @@ class ChildHost(ExecutionHost):
         return self._child.call(_observed_here, self._handle)
 
     def close(self) -> None:
-        if self._handle is not None:
-            self._child.call(_close_here, self._handle)
-            self._handle = None
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._child.call(_close_here, handle)
 
 
 def first_line(error: BaseException) -> str:
@@ -197,25 +209,39 @@ def building(what: str, action: Callable[[], Any]) -> Any:
         raise BuildFailed(f"{what} failed: {first_line(error)}") from error
 
 
-_SESSIONS: dict[int, Session] = {}
-"""In a child: the sessions that its parent holds handles to."""
+_SESSIONS: dict[str, Session] = {}
+"""In a child: the sessions that its parent holds handles to.
+
+No handle is ever used again, in this process or in the one that takes its place after a crash.
+"""
 
 
 def _load_here(
     adapter: type[Adapter], config: ResolvedConfig, device: Device | None, artifact: Artifact, work: Any, cache: Any
-) -> int:
-    handle = len(_SESSIONS)
-    _SESSIONS[handle] = adapter(config, device).load(artifact, Context(work, cache))
+) -> str:
+    session: object = adapter(config, device).load(artifact, Context(work, cache))
+    if not isinstance(session, Session):
+        raise BuildFailed(f"load() returned a {type(session).__name__}, not a Session")
+    handle = uuid.uuid4().hex
+    _SESSIONS[handle] = session
     return handle
 
 
-def _run_here(handle: int, feeds: Arrays, outputs: Sequence[str] | None) -> Outputs:
-    return _SESSIONS[handle].run(feeds, outputs)
+def _held(handle: str | None) -> Session:
+    if handle not in _SESSIONS:
+        raise RunFailed("the session is closed, or ended with its process")
+    return _SESSIONS[handle]
 
 
-def _observed_here(handle: int) -> Observed:
-    return _SESSIONS[handle].observed()
+def _run_here(handle: str | None, feeds: Arrays, outputs: Sequence[str] | None) -> Outputs:
+    return _held(handle).run(feeds, outputs)
 
 
-def _close_here(handle: int) -> None:
-    _SESSIONS.pop(handle).close()
+def _observed_here(handle: str | None) -> Observed:
+    return _held(handle).observed()
+
+
+def _close_here(handle: str) -> None:
+    session = _SESSIONS.pop(handle, None)  # None where it ended with its process
+    if session is not None:
+        session.close()

@@ -20,13 +20,14 @@ _FLAGS_THAT_MATTER = (
     "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_bf16", "amx_int8", "asimd", "bf16", "i8mm", "sve",
 )  # fmt: skip
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
     """Cores this process may use: its affinity, capped by a cgroup v2 quota (rounded up)."""
     count = len(os.sched_getaffinity(0))
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
         if quota != "max":
             count = min(count, max(1, -(-int(quota) // int(period))))
     except (OSError, ValueError):
@@ -43,8 +44,11 @@ def memory_available() -> int:
     """Bytes of host memory that can be taken without swapping, within a cgroup v2 limit."""
     available = int(psutil.virtual_memory().available)
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        # The page cache counts as used, but the kernel takes its inactive part back before it refuses anything.
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        used -= int(stat.get("inactive_file", 0))
         if limit != "max":
             available = min(available, max(0, int(limit) - used))
     except (OSError, ValueError):

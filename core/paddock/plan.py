@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -208,13 +209,13 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
-        data: dict[str, Any] = _PLAN.dump_python(self, mode="json")
+        data: dict[str, Any] = _plans().dump_python(self, mode="json")
         return data
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:
         """The inverse of `to_json`; raises pydantic's ValidationError on foreign data."""
-        return _PLAN.validate_python(data)
+        return _plans().validate_python(data)
 
     def diff(self, other: Plan) -> Iterator[tuple[str, Any, Any]]:
         """Every place where two plans' semantics differ: (dotted path, here, there)."""
@@ -235,4 +236,6 @@ def _differences(path: str, here: Any, there: Any) -> Iterator[tuple[str, Any, A
         yield path, here, there
 
 
-_PLAN = TypeAdapter(Plan)
+@cache
+def _plans() -> TypeAdapter[Plan]:
+    return TypeAdapter(Plan)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ from paddock.model import Files, Model, fingerprint
 from paddock.registry import Registry
 from paddock.spi import Adapter, Format
 
-_GRAPH = TypeAdapter(Graph)
+
+@cache
+def _graphs() -> TypeAdapter[Graph]:
+    return TypeAdapter(Graph)
+
+
 _CONVERSION = "conversion.json"
 
 
@@ -84,7 +90,7 @@ def _read(format: Format, files: Files, registry: Registry, children: Children) 
             broken = ModelError(f"cannot be read as {format.name}: {error.problem}", where=where)
             raise broken from error
 
-    graph = _GRAPH.validate_python(registry.store.remembered("graphs", [mark, *owner], read))
+    graph = _graphs().validate_python(registry.store.remembered("graphs", [mark, *owner], read))
     return Model(format.name, dict(complete), mark, graph)
 
 
@@ -165,7 +171,10 @@ def _unknown(place: Path, registry: Registry) -> ModelError:
 
 def _read_here(format: Format, files: Files) -> Mapping[str, Any]:
     # As plain data: what is kept is JSON, and a fresh reading must be no different from a kept one.
-    data: Mapping[str, Any] = json.loads(json.dumps(asdict(format.read(files))))
+    graph: object = format.read(files)
+    if not isinstance(graph, Graph):
+        raise BuildFailed(f"read() returned a {type(graph).__name__}, not a Graph")
+    data: Mapping[str, Any] = json.loads(json.dumps(asdict(graph)))
     return data
 
 

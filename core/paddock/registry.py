@@ -28,10 +28,21 @@ from paddock import builtin, spi
 from paddock.cache import Store
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig, json_path
-from paddock.errors import ConfigError, NotAvailable, PaddockError, did_you_mean
+from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, did_you_mean
 from paddock.machine import host_facts, share_of_threads
 from paddock.plan import Precision, Verdict
-from paddock.spi import SPI_VERSION, Adapter, Device, Devices, Event, Format, Probe, ResolvedConfig
+from paddock.spi import (
+    SPI_VERSION,
+    Adapter,
+    Concurrency,
+    Device,
+    Devices,
+    Event,
+    Format,
+    Probe,
+    ReferenceRole,
+    ResolvedConfig,
+)
 
 GROUP = "paddock"
 CORE = "paddock"
@@ -115,11 +126,24 @@ class Registry:
         return sorted(self.adapters)
 
     def canonical(self, name: str) -> str:
-        """The name an alias stands for: `cpu/onednn` -> `cpu/mkldnn`; other names come back as they are."""
+        """The name an alias stands for: `cpu/onednn` -> `cpu/mkldnn`; other names come back as they are.
+
+        Raises `ConfigError` where several installed adapters claim the alias.
+        """
+        if name in self.adapters:
+            return name  # A real name goes before anybody's alias for something else.
         hardware, _, backend = name.partition("/")
-        for known, entries in self.adapters.items():
-            if any(entry.adapter.hardware == hardware and backend in entry.adapter.aliases for entry in entries):
-                return known
+        meant = [
+            known
+            for known, entries in self.adapters.items()
+            if any(entry.adapter.hardware == hardware and backend in entry.adapter.aliases for entry in entries)
+        ]
+        if len(meant) > 1:
+            raise ConfigError(
+                f"{name} is an alias of several adapters", candidates=sorted(meant), remedy="use one of these names"
+            )
+        if meant:
+            return meant[0]
         for known, facts in well_known().items():
             if known.partition("/")[0] == hardware and backend in facts["aliases"]:
                 return known
@@ -144,9 +168,13 @@ class Registry:
         """The adapter's own `probe()`; one that raises is a verdict."""
         try:
             found = registered.adapter.probe()
-            return found if isinstance(found, Probe) else Probe(Verdict.no("its probe() returned no Probe"))
-        except Exception as error:
-            return Probe(Verdict.no(f"its probe() raised {type(error).__name__}: {error}"))
+        except (Exception, SystemExit) as error:
+            return Probe(Verdict.no(f"its probe() raised {_said(error)}"))
+        if not isinstance(found, Probe) or not isinstance(found.verdict, Verdict):
+            return Probe(Verdict.no("its probe() returned no Probe with a Verdict"))
+        if not isinstance(found.versions, Mapping):
+            return Probe(Verdict.no("its probe() returned versions that are no mapping"))
+        return found
 
     def devices(self, registered: Registered, probe: Probe, fresh: bool = False) -> Devices:
         """The adapter's `probe_device()`, asked in a child process and remembered by versions and host."""
@@ -156,13 +184,13 @@ class Registry:
         key = [name, registered.distribution, registered.version, dict(probe.versions), host_facts()]
         known = None if fresh else self.store.get("probes", key)
         if known is not None:
-            return _DEVICES.validate_python(known)
+            return _devices().validate_python(known)
         try:
             found = call_in_child(f"probing {name}", _probe_device, registered.adapter, seconds=60)
         except PaddockError as error:
             # Not remembered: what crashed or hung once may be mended by the time of the next try.
             return Devices(Verdict.no(error.problem, "probing the device in a child process"))
-        self.store.put("probes", key, _DEVICES.dump_python(found, mode="json"))
+        self.store.put("probes", key, _devices().dump_python(found, mode="json"))
         return found
 
     def survey(self, fresh: bool = False) -> dict[str, tuple[Registered, Probe, Devices]]:
@@ -238,9 +266,9 @@ class Registry:
         """Tells every observer; one that raises is recorded in `observer_failures` and disturbs nothing."""
         for implementation in self._manager.hook.paddock_observe.get_hookimpls():
             try:
-                implementation.function(event=event)
+                implementation.function(*(event for _ in implementation.argnames))  # none, where it takes none
             except Exception as error:
-                self.observer_failures.append(f"{implementation.plugin_name}: {type(error).__name__}: {error}")
+                self.observer_failures.append(f"{implementation.plugin_name}: {_said(error)}")
 
     def _load(self, point: importlib.metadata.EntryPoint, allowed: set[Any] | None) -> None:
         distribution, version = _distribution(point)
@@ -251,14 +279,16 @@ class Registry:
         try:
             module = point.load()
         except (Exception, SystemExit) as error:
-            verdict = Verdict.no(f"failed to import: {type(error).__name__}: {error}", point.value)
+            verdict = Verdict.no(f"failed to import: {_said(error)}", point.value)
             self.plugins.append(Plugin(distribution, version, point.name, verdict))
             return
         self._register(module, distribution, version, point.name)
 
     def _register(self, module: Any, distribution: str, version: str, entry_point: str) -> None:
+        name = f"{distribution}:{entry_point}"
+        taken = self._manager.has_plugin(name)
         try:
-            self._manager.register(module, name=f"{distribution}:{entry_point}")
+            self._manager.register(module, name=name)
             # Hooks are called for this plugin alone, so that one that raises spoils nobody else's answer.
             others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
             classes = _flat(self._manager.subset_hook_caller("paddock_adapters", others)())
@@ -266,24 +296,35 @@ class Registry:
             for adapter in classes:
                 _check_adapter(adapter)
             for format in formats:
-                _check_format(format)
-            if not classes and not formats and not _observes(module):
+                _check_format(format, self._owner_of(format))
+            # Whoever is rejected is unregistered, so what is pending is this plugin's: a hook with a misspelt name.
+            self._manager.check_pending()
+            if not classes and not formats and not self._observes(module):
                 raise TypeError("it registers nothing: no adapters, no formats, no observer")
-        except Exception as error:
-            if self._manager.is_registered(module):
-                self._manager.unregister(module)
-            verdict = Verdict.no(f"rejected: {type(error).__name__}: {error}", "the contract in paddock.spi")
+        except (Exception, SystemExit) as error:
+            # By name, and only its own: the same module or name may stand registered before, and that one stays.
+            if not taken and self._manager.has_plugin(name):
+                self._manager.unregister(name=name)
+            verdict = Verdict.no(f"rejected: {_said(error)}", "the contract in paddock.spi")
             self.plugins.append(Plugin(distribution, version, entry_point, verdict))
             return
         for adapter in classes:
             self.adapters.setdefault(adapter.name(), []).append(Registered(adapter, distribution, version))
         for format in formats:
-            self.formats.setdefault(format.name, format)
+            self.formats[format.name] = format
         names = tuple(adapter.name() for adapter in classes)
         loaded = Verdict.yes("loaded", "the contract in paddock.spi")
         self.plugins.append(
             Plugin(distribution, version, entry_point, loaded, names, tuple(format.name for format in formats))
         )
+
+    def _observes(self, module: Any) -> bool:
+        return any(hook.name == "paddock_observe" for hook in self._manager.get_hookcallers(module) or ())
+
+    def _owner_of(self, format: Any) -> str | None:
+        """The distribution that brought a format of this name before."""
+        name = getattr(format, "name", None)
+        return next((plugin.distribution for plugin in self.plugins if name in plugin.formats), None)
 
     def _unknown(self, name: str) -> NotAvailable:
         known = well_known().get(name)
@@ -319,7 +360,9 @@ def well_known() -> Mapping[str, Mapping[str, Any]]:
     return data
 
 
-_DEVICES = TypeAdapter(Devices)
+@cache
+def _devices() -> TypeAdapter[Devices]:
+    return TypeAdapter(Devices)
 
 
 def missing_here(known: Mapping[str, Any]) -> Iterator[str]:
@@ -332,21 +375,26 @@ def missing_here(known: Mapping[str, Any]) -> Iterator[str]:
 
 def _probe_device(adapter: type[Adapter]) -> Devices:
     found = adapter.probe_device()
-    if not isinstance(found, Devices):
-        raise TypeError("probe_device() returned no Devices")
-    return found
+    try:
+        # As it will come back from the store: what is no JSON data, or not of the declared types, ends here.
+        return _devices().validate_python(_devices().dump_python(found, mode="json", warnings=False))
+    except (TypeError, ValueError) as error:
+        raise BuildFailed(f"probe_device() returned no Devices: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    """An error on one line, for tables."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    return (point.dist.name, point.dist.version) if point.dist is not None else ("(unknown)", "0")
+    # What an interrupted uninstall leaves has entry points, and neither a name nor a version.
+    name, version = (point.dist.name, point.dist.version) if point.dist is not None else (None, None)
+    return name or "(unknown)", version or "0"
 
 
 def _flat(answers: Any) -> list[Any]:
     return [item for answer in answers for item in answer]
-
-
-def _observes(module: Any) -> bool:
-    return callable(getattr(module, "paddock_observe", None))
 
 
 def _check_adapter(adapter: Any) -> None:
@@ -360,18 +408,35 @@ def _check_adapter(adapter: Any) -> None:
     abstract = sorted(getattr(adapter, "__abstractmethods__", ()))
     if abstract:
         raise TypeError(f"{adapter.__name__} does not write {', '.join(abstract)}")
-    if not all(isinstance(n, str) and n for n in (adapter.hardware, adapter.backend, *adapter.formats)):
-        raise TypeError(f"{adapter.__name__}: hardware, backend and formats are non-empty strings")
+    for several in ("formats", "aliases"):
+        if not isinstance(getattr(adapter, several), tuple | list):
+            raise TypeError(f"{adapter.__name__}: {several} is a tuple of strings (a comma may be missing)")
+    names = (adapter.hardware, adapter.backend, *adapter.formats, *adapter.aliases)
+    if not all(isinstance(n, str) and n for n in names):
+        raise TypeError(f"{adapter.__name__}: hardware, backend, formats and aliases are non-empty strings")
     if not all(isinstance(p, Precision) for p in adapter.precisions):
         raise TypeError(f"{adapter.__name__}: precisions holds paddock.plan.Precision values")
     if not (isinstance(adapter.Options, type) and issubclass(adapter.Options, BaseModel)):
         raise TypeError(f"{adapter.__name__}: Options is a pydantic model class")
+    if not isinstance(adapter.concurrency, Concurrency):
+        raise TypeError(f"{adapter.__name__}: concurrency is a paddock.spi.Concurrency")
+    roles = adapter.references
+    if not isinstance(roles, Mapping) or not all(isinstance(role, ReferenceRole) for role in roles.values()):
+        raise TypeError(f"{adapter.__name__}: references holds a paddock.spi.ReferenceRole for each format")
 
 
-def _check_format(format: Any) -> None:
+def _check_format(format: Any, owner: str | None) -> None:
     if not isinstance(format, Format):
         raise TypeError(f"{format!r} is no Format")
-    _check_version(format, type(format).__name__)
+    kind = type(format).__name__
+    _check_version(format, kind)
+    name, suffixes = getattr(format, "name", None), getattr(format, "suffixes", None)
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"{kind}: name is a non-empty string")
+    if not isinstance(suffixes, tuple | list) or not all(isinstance(suffix, str) for suffix in suffixes):
+        raise TypeError(f"{kind}: suffixes is a tuple of strings (a comma may be missing)")
+    if owner is not None:
+        raise TypeError(f"{kind}: the format {name} is already brought by {owner}")
 
 
 def _check_version(thing: Any, name: str) -> None:

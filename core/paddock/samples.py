@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 
-from paddock.errors import ConfigError, UsageError, did_you_mean
-from paddock.graph import Dim, Graph, Value
+from paddock.errors import ConfigError, MemoryRefused, UsageError, did_you_mean
+from paddock.graph import Choice, Dim, Graph, Range, Value
 from paddock.planning.shapes import admits
 
 Sample = Mapping[str, "np.ndarray[Any, Any]"]
@@ -30,8 +30,26 @@ def read_npz(path: Path, where: str) -> dict[str, np.ndarray[Any, Any]]:
             return {name: file[name] for name in file.files}
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror or error}", where=f"{where}: {path}") from None
-    except (ValueError, BadZipFile, EOFError, KeyError, TypeError, AttributeError, zlib.error) as error:
+    except Exception as error:  # A damaged archive raises a dozen kinds, from zlib's own to MemoryError.
         raise UsageError(f"is not an .npz of plain arrays: {error}", where=f"{where}: {path}") from None
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any], where: str) -> None:
+    """Writes what `read_npz` reads; object arrays are written as strings. Raises `UsageError` naming the file.
+
+    NumPy's own savez takes the names as keywords, so that it cannot write an array called "file".
+    """
+    try:
+        with ZipFile(path, "w") as archive:
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray):
+                    problem = f"{name!r} is a {type(array).__name__}, not a tensor: an .npz cannot hold it"
+                    raise UsageError(problem, where=f"{where}: {path}")
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    plain = array.astype(str) if array.dtype == object else array
+                    np.lib.format.write_array(member, plain, allow_pickle=False)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror or error}", where=f"{where}: {path}") from None
 
 
 def load_samples(path: Path, graph: Graph, where: str = "$.accuracy.samples") -> list[Sample]:
@@ -62,21 +80,29 @@ class Border:
         self._inputs = {
             value.name: (value, _numpy_dtype(value), _fixed_bounds(graph, value)) for value in graph.input_values
         }
-        self._coupled = bool(graph.choices)
+        symbols = [dim for value in graph.input_values for dim in value.shape or () if isinstance(dim, str)]
+        self._coupled = bool(graph.choices) or len(symbols) != len(set(symbols))
 
     def check(self, feeds: Sample) -> dict[str, np.ndarray[Any, Any]]:
         """The feeds as dense row-major arrays; raises `UsageError` for a wrong name, dtype, rank or extent."""
         inputs = self._inputs
-        if feeds.keys() != inputs.keys():
+        try:
+            known = feeds.keys() == inputs.keys()
+        except AttributeError:
+            raise UsageError(
+                f"are a {type(feeds).__name__}, not a mapping", where="inputs", candidates=self._names,
+                remedy="pass a dict with an array for each input",
+            ) from None  # fmt: skip
+        if not known:
             raise self._wrong_names(feeds)
         ready: dict[str, np.ndarray[Any, Any]] = {}
         for name, array in feeds.items():
             value, dtype, bounds = inputs[name]
-            if not isinstance(array, np.ndarray):
-                array = _as_array(name, array)
             if value.kind != "tensor":
                 ready[name] = array
                 continue
+            if not isinstance(array, np.ndarray):
+                array = _as_array(name, array)
             if dtype is not None and array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind == "U"):
                 raise UsageError(
                     f"is {array.dtype}, the model takes {dtype}",
@@ -101,12 +127,19 @@ class Border:
         return ready
 
     def _extents(self, arrays: Sample) -> dict[str, int]:
-        return {
-            dim: extent
-            for value in self._graph.input_values
-            for dim, extent in zip(value.shape or (), arrays[value.name].shape, strict=False)
-            if isinstance(dim, str)
-        }
+        """Extents by symbol; raises `UsageError` where one symbol has two."""
+        found: dict[str, int] = {}
+        for value in self._graph.input_values:
+            if value.shape is None or value.kind != "tensor":
+                continue
+            for axis, (dim, extent) in enumerate(zip(value.shape, arrays[value.name].shape, strict=True)):
+                if isinstance(dim, str) and found.setdefault(dim, extent) != extent:
+                    raise UsageError(
+                        f"has extent {extent} on axis {axis}, but {dim} is {found[dim]} elsewhere in these inputs",
+                        where=f"input {value.name!r}",
+                        remedy="give equally named dimensions equal extents",
+                    )
+        return found
 
     def _wrong_names(self, feeds: Sample) -> UsageError:
         missing = [name for name in self._names if name not in feeds]
@@ -163,6 +196,7 @@ def typical(graph: Graph, gathers: Mapping[str, tuple[int, int]], transparent: f
     limits = {index: _index_limit(graph, index, gathers, transparent) for index in graph.inputs}
     extents = _extents_to_try(graph)[0]
     extents.update({dim: graph.bounds[dim].opt for dim in extents if isinstance(dim, str) and dim in graph.bounds})
+    extents.update({symbol: r.opt for ranges in _alternatives(graph)[:1] for symbol, r in ranges.items()})
     return {
         graph.values[index].name: _draw(
             np.random.default_rng([seed, position]), graph.values[index], extents, limits[index]
@@ -188,7 +222,7 @@ def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
         if hasattr(value, "__dlpack__"):
             found: np.ndarray[Any, Any] = np.from_dlpack(value)
             return found
-    except (TypeError, RuntimeError, BufferError) as error:
+    except (TypeError, RuntimeError, BufferError, ValueError, AttributeError) as error:
         raise UsageError(f"cannot be read through DLPack: {error}", where=f"input {name!r}") from None
     if isinstance(value, (list, tuple)) or np.isscalar(value):
         raise UsageError(
@@ -245,14 +279,27 @@ def _extents_to_try(graph: Graph) -> list[dict[Dim, int]]:
 
 
 def _coupled(graph: Graph, moderate: dict[Dim, int]) -> list[dict[Dim, int]]:
-    """Where the config couples dimensions: the smallest extents of its first two alternatives."""
-    found = []
-    for position in range(2):
-        extents = dict(moderate)
-        for choice in graph.choices:
-            extents.update({symbol: r.min for symbol, r in choice[position % len(choice)].items()})
-        found.append(extents)
-    return found
+    """Where the config couples dimensions: the smallest extents of the first two alternatives that it admits."""
+    return [{**moderate, **{symbol: r.min for symbol, r in ranges.items()}} for ranges in _alternatives(graph)]
+
+
+def _alternatives(graph: Graph) -> list[Mapping[str, Range]]:
+    """The first two ways to satisfy all of the graph's choices at once, as ranges by symbol; none without choices."""
+    return list(itertools.islice(_agreeing(graph.choices, {}), 2)) if graph.choices else []
+
+
+def _agreeing(choices: Sequence[Choice], settled: Mapping[str, Range]) -> Iterator[Mapping[str, Range]]:
+    if not choices:
+        yield settled
+        return
+    for alternative in choices[0]:
+        ranges = dict(settled)
+        for symbol, found in alternative.items():
+            known = ranges.get(symbol, found)
+            low, high = max(known.min, found.min), min(known.max, found.max)
+            ranges[symbol] = Range(low, _clamp(known.opt, low, high), high)
+        if all(r.min <= r.max for r in ranges.values()):
+            yield from _agreeing(choices[1:], ranges)
 
 
 def _clamp(extent: int, low: int, high: int) -> int:
@@ -267,8 +314,6 @@ def _draw(rng: np.random.Generator, value: Value, extents: Mapping[Dim, int], li
             remedy="give samples",
         )
     shape = tuple(dim if isinstance(dim, int) else extents[dim] for dim in value.shape)
-    if value.dtype == "string":
-        return rng.choice(np.array(_WORDS, dtype=object), size=shape)
     dtype = _numpy_dtype(value)
     if dtype is None:
         raise ConfigError(
@@ -276,13 +321,26 @@ def _draw(rng: np.random.Generator, value: Value, extents: Mapping[Dim, int], li
             where="$.accuracy.samples",
             remedy="give samples",
         )
+    try:
+        return _random(rng, dtype, shape, limit)
+    except (MemoryError, ValueError) as error:  # ValueError: more elements than an index can count.
+        raise MemoryRefused(
+            f"a sample of shape {list(shape)} for input {value.name!r} is too large: {error}",
+            where="$.shapes",
+            remedy="lower batch_size or shapes",
+        ) from None
+
+
+def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...], limit: int) -> np.ndarray[Any, Any]:
+    if dtype.kind == "O":
+        return np.asarray(rng.choice(np.array(_WORDS, dtype=object), size=shape))
     if dtype.kind == "f":
         return np.asarray(rng.standard_normal(shape)).astype(dtype)
     if dtype.kind == "c":
         return np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
     if dtype.kind == "b":
         return np.asarray(rng.random(shape) < 0.5)
-    return np.asarray(rng.integers(0, limit, shape)).astype(dtype)
+    return np.asarray(rng.integers(0, min(limit, np.iinfo(dtype).max + 1), shape)).astype(dtype)
 
 
 def _index_limit(graph: Graph, source: int, gathers: Mapping[str, tuple[int, int]], transparent: frozenset[str]) -> int:

@@ -119,7 +119,7 @@ class Devices:
 class NoOptions(BaseModel):
     """The options of an adapter that has none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ import numpy as np
 
 from paddock.child import Child
 from paddock.config import Agreement, HardwareConfig
-from paddock.errors import AccuracyRefused, ChildFailed, ConfigError, NotAvailable, PaddockError, UsageError
+from paddock.errors import AccuracyRefused, ChildFailed, ConfigError, NotAvailable, PaddockError
 from paddock.host import ChildHost, Outputs
 from paddock.model import Model
 from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment
 from paddock.registry import Registered, Registry
-from paddock.samples import Sample, checked, digest_samples, read_npz
+from paddock.samples import Sample, checked, digest_samples, read_npz, write_npz
 from paddock.spi import Context, SegmentPlan
 
 
@@ -121,6 +121,8 @@ def describe_budget(config: HardwareConfig) -> str:
     if agreement is None:
         return f"max_error {config.max_error:g}"
     of = f" of {agreement.output!r}" if agreement.output else ""
+    of += f" along axis {agreement.axis}" if agreement.axis != -1 else ""
+    of += f" where {agreement.mask!r}" if agreement.mask else ""
     return (f"cosine {agreement.cosine:g}" if agreement.cosine is not None else f"top1 {agreement.top1:g}") + of
 
 
@@ -163,7 +165,7 @@ def compare(reference: Reference, answers: Sequence[Outputs], config: HardwareCo
     agreement = config.accuracy.min_agreement
     names = list(reference.outputs[0])
     if agreement is not None:
-        _check_agreement(agreement, names, reference.samples[0])
+        _check_agreement(agreement, reference.outputs[0], reference.samples[0])
     checks = tuple(_check_output(name, reference, answers, agreement) for name in names)
     shapes = tuple(
         ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items())
@@ -176,6 +178,9 @@ def compare(reference: Reference, answers: Sequence[Outputs], config: HardwareCo
     failed = _out_of_budget(checks, config)
     if failed:
         return replace(report, outcome=Outcome.FAILED, reason=failed)
+    if agreement is not None and all(check.agreement is None for check in checks):
+        reason = "no position is left to compare, which proves nothing"
+        return replace(report, outcome=Outcome.INCONCLUSIVE, reason=reason)
     if not any(check.varies for check in checks):
         reason = "the reference's outputs do not vary with the input, which proves nothing"
         return replace(report, outcome=Outcome.INCONCLUSIVE, reason=reason)
@@ -207,12 +212,8 @@ def write_golden(path: Path, reference: Reference) -> None:
     for number, (sample, outputs) in enumerate(zip(reference.samples, reference.outputs, strict=True)):
         for kind, group in (("in", sample), ("out", outputs)):
             for name, array in group.items():
-                arrays[f"{number}/{kind}/{name}"] = array if array.dtype != object else array.astype(str)
-    try:
-        with open(path, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-    except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from None
+                arrays[f"{number}/{kind}/{name}"] = array
+    write_npz(path, arrays, "--write-golden")
 
 
 def read_golden(path: Path, model: Model) -> Reference:
@@ -225,7 +226,7 @@ def read_golden(path: Path, model: Model) -> Reference:
     for key, array in arrays.items():
         number, _, rest = key.partition("/")
         kind, _, name = rest.partition("/")
-        if not number.isdigit() or kind not in ("in", "out"):
+        if not number.isdecimal() or kind not in ("in", "out"):
             raise ConfigError(
                 "is no golden file", where=f"{where}: {path}", remedy="`paddock verify --write-golden FILE`"
             )
@@ -239,7 +240,12 @@ def read_golden(path: Path, model: Model) -> Reference:
         )  # fmt: skip
     numbers = sorted(samples)
     inputs = tuple(checked(samples[n], model.graph, f"{where}: {path}") for n in numbers)
-    count = int(judged) if judged is not None and judged.ndim == 0 else len(inputs)
+    count = len(inputs) if judged is None else int(judged) if judged.ndim == 0 and judged.dtype.kind in "iu" else 0
+    if not 1 <= count <= len(inputs):
+        raise ConfigError(
+            f"says that {judged} of its {len(inputs)} samples are judged", where=f"{where}: {path}",
+            remedy="`paddock verify --write-golden FILE` writes it anew",
+        )  # fmt: skip
     return Reference(f"golden ({adapter})", inputs, tuple(outputs[n] for n in numbers), count)
 
 
@@ -287,7 +293,7 @@ def _answers(
     def build(folder: Path) -> None:
         computed = _compute(registry, registered, model, samples, child)
         for number, outputs in enumerate(computed):
-            np.savez(folder / f"{number}.npz", **outputs)  # type: ignore[arg-type]
+            write_npz(folder / f"{number}.npz", outputs, "the cache")
 
     if any(array.dtype == object for sample in samples for array in sample.values()) or _holds_objects(model):
         return _compute(registry, registered, model, samples, child)  # strings and sequences are not stored
@@ -334,9 +340,15 @@ def _holds_objects(model: Model) -> bool:
     return any(value.kind != "tensor" or value.dtype == "string" for value in model.graph.output_values)
 
 
-def _check_agreement(agreement: Agreement, names: Sequence[str], sample: Sample) -> None:
-    if agreement.output is not None and agreement.output not in names:
-        raise ConfigError("is no output of the model", where="$.accuracy.min_agreement.output", candidates=names)
+def _check_agreement(agreement: Agreement, outputs: Outputs, sample: Sample) -> None:
+    floats = [name for name, output in outputs.items() if isinstance(output, np.ndarray) and output.dtype.kind == "f"]
+    if agreement.output is not None and agreement.output not in floats:
+        kind = "no float output" if agreement.output in outputs else "no output"
+        raise ConfigError(f"is {kind} of the model", where="$.accuracy.min_agreement.output", candidates=floats)
+    if not floats:
+        raise ConfigError(
+            "compares float outputs, and the model has none", where="$.accuracy.min_agreement", remedy="use max_error"
+        )
     if agreement.mask is not None and agreement.mask not in sample:
         raise ConfigError("is no input of the model", where="$.accuracy.min_agreement.mask", candidates=list(sample))
 
@@ -353,10 +365,11 @@ def _check_output(
     error, note = max(errors, key=lambda e: e[0])
     level = None
     if agreement is not None and agreement.output in (None, name) and wanted[0].dtype.kind == "f":
-        level = min(
+        levels = (
             _agreement(w, f, agreement, sample.get(agreement.mask) if agreement.mask else None)
             for (w, f), sample in zip(pairs, reference.samples, strict=False)
         )
+        level = min((found for found in levels if found is not None), default=None)
     return OutputCheck(name, error, level, _varies(wanted), note)
 
 
@@ -379,13 +392,24 @@ def _varies(outputs: Sequence[np.ndarray[Any, Any]]) -> bool:
 
 def _agreement(
     wanted: np.ndarray[Any, Any], found: np.ndarray[Any, Any], rule: Agreement, mask: np.ndarray[Any, Any] | None
-) -> float:
-    if wanted.shape != found.shape or not -wanted.ndim <= rule.axis < wanted.ndim or not np.isfinite(found).all():
+) -> float | None:
+    """None where there is no position to compare; -1 where the two cannot agree at all."""
+    if not -wanted.ndim <= rule.axis < wanted.ndim:
+        raise ConfigError(
+            f"axis {rule.axis} is outside an output of rank {wanted.ndim}", where="$.accuracy.min_agreement.axis",
+            remedy="name the output that it is meant for in min_agreement.output",
+        )  # fmt: skip
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        return -1.0
+    if wanted.size == 0:
+        return None
+    if not (np.isfinite(wanted).all() and np.isfinite(found).all()):
         return -1.0
     if rule.top1 is not None:
         each = (wanted.argmax(rule.axis) == found.argmax(rule.axis)).astype(np.float64)
     else:
-        w, f = wanted.astype(np.float64), found.astype(np.float64)
+        # Scaled to at most 1, so that no square overflows; the angle stays.
+        w, f = (_scaled(array.astype(np.float64), rule.axis) for array in (wanted, found))
         norms = np.linalg.norm(w, axis=rule.axis) * np.linalg.norm(f, axis=rule.axis)
         dots = (w * f).sum(rule.axis)
         both_zero = (np.abs(w).max(rule.axis) == 0) & (np.abs(f).max(rule.axis) == 0)
@@ -399,8 +423,14 @@ def _agreement(
                 where="$.accuracy.min_agreement.mask",
             ) from None
     if each.size == 0:
-        return 1.0
+        return None
     return float(each.mean() if rule.top1 is not None else each.min())
+
+
+def _scaled(vectors: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
+    largest = np.abs(vectors).max(axis, keepdims=True)
+    scaled: np.ndarray[Any, Any] = vectors / np.where(largest == 0, 1.0, largest)
+    return scaled
 
 
 def _out_of_budget(checks: Sequence[OutputCheck], config: HardwareConfig) -> str:
@@ -416,14 +446,12 @@ def _out_of_budget(checks: Sequence[OutputCheck], config: HardwareConfig) -> str
         note = f" ({check.note})" if check.note else ""
         return f"output {check.name!r} has relative error {check.error:.3g}{note}, the budget is {bound:g}"
     asked = rule.top1 if rule.top1 is not None else rule.cosine
-    measured = [check for check in checks if check.agreement is not None]
-    if not measured:
-        return "min_agreement applies to no float output of this model"
-    low = min(measured, key=lambda c: c.agreement or 0.0)
-    assert low.agreement is not None and asked is not None
-    if not low.agreement >= asked:
-        return f"output {low.name!r} has agreement {low.agreement:.4g}, the budget is {asked:g}"
-    return ""
+    measured = [(check.agreement, check) for check in checks if check.agreement is not None]
+    if not measured or asked is None:
+        return ""
+    level, low = min(measured, key=lambda m: m[0])
+    note = f" ({low.note})" if low.note else ""
+    return f"output {low.name!r} has agreement {level:.4g}{note}, the budget is {asked:g}" if level < asked else ""
 
 
 def _json_number(value: float | None) -> float | str | None:

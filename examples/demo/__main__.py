@@ -1,7 +1,7 @@
 """Deploys two Paddle models with every config in adapters_json/, and prints one table.
 
-Each row has an expected verdict, stated before anything runs (`expected`); the exit status is 0 when all rows have theirs.
-Latencies are measured interleaved, each config in a process of its own.
+Each row has an expected verdict, stated before anything runs (`expected`); the exit status is 0 when all rows have
+theirs. Latencies are measured interleaved, each config in a process of its own.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ ABSENT_HARDWARE = ("gpu-", "npu-")
 BF16_FLAG = "avx512f"
 
 LEGEND = """\
-verified     answers agree with the fp32 reference (Paddle Inference without oneDNN) within the budget; the error stands beside it
-refused      it would have answered wrongly: deploy() raised, with the error; nothing was served
+verified     agrees with the fp32 reference (Paddle Inference without oneDNN) within the budget; its error stands beside
+refused      would have answered wrongly: deploy() raised, with the error, and nothing was served
 unavailable  the hardware, the plugin or the precision is not on this host: deploy() said what is missing
-Expected: fp32 configs are verified. cpu-mkldnn-no-workarounds switches off Paddock's mend of a defect of Paddle 3.3 with
-oneDNN, which silently corrupts rotary embeddings: the decoder must be refused, ResNet-50 (which has none) verified. bf16 needs
-a CPU with AVX-512: unavailable without it; with it, verified or refused by its own error (a routed decoder may flip experts).
-gpu-tensorrt and npu-ascend are unavailable until their plugins are installed on a host that has the hardware."""
+
+Expected: every fp32 config on the CPU is verified. cpu-mkldnn-no-workarounds switches off Paddock's mend of a defect of
+Paddle 3.3 with oneDNN, which corrupts rotary embeddings without a word: the decoder must be refused; ResNet-50 has no
+such embedding and is verified. bf16 is unavailable on a CPU without AVX-512; on one with it, verified or refused by its
+own error (a routed decoder may flip experts). gpu-tensorrt and npu-ascend wait for their plugins and their hardware."""
 
 
 def expected(model: str, config: str) -> frozenset[str]:

@@ -137,7 +137,7 @@ class CpuOnnxRuntime(Adapter):
             inputs=tuple(value.name for value in graph.input_values),
             outputs=tuple(value.name for value in graph.output_values),
             bounds=dict(graph.bounds),
-            facts={"fixed_dims": _fixed_dims(model), "drop_names": _named_twice(model)},
+            facts={"fixed_dims": dict(graph.fixed), "drop_names": _named_twice(model)},
         )
         verdicts = self.select_operators(model, context).verdicts
         open_nodes = [i for i, verdict in enumerate(verdicts) if verdict.answer is Answer.PROVISIONAL]
@@ -235,22 +235,6 @@ class OnnxRuntimeSession(Session):
             settings["options.spinning"] = actual.get_session_config_entry(_SPINNING) == "1"
         nodes = sum(len(part.get_nodes()) for part in inner.get_provider_graph_assignment_info())
         return Observed(settings, nodes=nodes)
-
-
-def _fixed_dims(model: Model) -> dict[str, int]:
-    """The symbols of the file's inputs that the config left with one extent: they are numbers in the graph."""
-    import onnx
-
-    in_file = {i.name: i for i in onnx.load(model.files["model"], load_external_data=False).graph.input}
-    fixed: dict[str, int] = {}
-    for value in model.graph.input_values:
-        if value.shape is None or value.name not in in_file:
-            continue
-        dims = in_file[value.name].type.tensor_type.shape.dim
-        for dim, extent in zip(dims, value.shape, strict=False):
-            if dim.dim_param and isinstance(extent, int):
-                fixed[dim.dim_param] = extent
-    return fixed
 
 
 def _named_twice(model: Model) -> bool:

@@ -154,10 +154,12 @@ def read_block(path: Path) -> Block:
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"is not JSON, or cut off after {len(raw)} bytes: {error}", where=str(path), remedy=AGAIN) from None
+        problem = f"is not JSON, or cut off after {len(raw)} bytes: {error}"
+        raise ModelError(problem, where=str(path), remedy=AGAIN) from None
     head = data.get("base_code") if isinstance(data, dict) else None
     if not isinstance(head, dict) or head.get("magic") != "pir":
-        raise ModelError("is JSON, but no Paddle program (its base_code.magic is not \"pir\")", where=str(path), remedy=AGAIN)
+        problem = 'is JSON, but no Paddle program (its base_code.magic is not "pir")'
+        raise ModelError(problem, where=str(path), remedy=AGAIN)
     if head.get("version") not in VERSIONS:
         raise ModelError(
             f"is a Paddle program of layout version {head.get('version')!r}, which is not known here",
@@ -185,7 +187,8 @@ def declared(block: Block, path: Path) -> dict[str, Type]:
         name = op.attributes.get("parameter_name")
         kind = op.outputs[0][1] if len(op.outputs) == 1 else Type(kind="none")
         if not isinstance(name, str) or kind.dtype is None or kind.shape is None or min(kind.shape, default=0) < 0:
-            raise ModelError(f"declares a parameter {name!r} without dtype or fixed shape", where=str(path), remedy=AGAIN)
+            problem = f"declares a parameter {name!r} without dtype or fixed shape"
+            raise ModelError(problem, where=str(path), remedy=AGAIN)
         if name in found:
             raise ModelError(f"declares the parameter {name!r} twice", where=str(path), remedy=AGAIN)
         found[name] = kind
@@ -203,8 +206,8 @@ def read_tensors(path: Path) -> tuple[Tensor, ...]:
         raise ModelError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
-# The .pdiparams: u32 version 0 | u64 LoD levels | each: u64 length, bytes | u32 version 0 | i32 length of the descriptor |
-# protobuf {1: dtype code, 2: repeated dim} | the elements, little endian.
+# The .pdiparams: u32 version 0 | u64 LoD levels | each: u64 length, bytes | u32 version 0 | i32 length of the
+# descriptor | protobuf {1: dtype code, 2: repeated dim} | the elements, little endian.
 
 
 def _tensors(content: mmap.mmap, path: Path) -> Iterator[Tensor]:
@@ -260,7 +263,7 @@ def _descriptor(data: bytes, path: Path, number: int) -> tuple[str, tuple[int, .
             if shift > 63:
                 raise IndexError
 
-    code, dims = None, []
+    code, dims = -1, list[int]()
     try:
         while at < len(data):
             tag = varint()
@@ -363,4 +366,5 @@ def _check_order(block: Block, outer: set[int]) -> None:
         for inner in op.blocks:
             _check_order(inner, known)
         for value, _ in op.outputs:
-            make(value)
+            if value:
+                make(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paddock.spi import Adapter, Format, hookimpl
+
 from paddock_paddle.adapters import CpuMkldnn, CpuPaddle
 from paddock_paddle.format import PaddleFormat
 

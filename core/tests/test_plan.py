@@ -1,0 +1,218 @@
+"""The frozen plan: storing, hashing, comparing; placement and its checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paddock.config import HardwareConfig
+from paddock.errors import ConfigError, NotAvailable
+from paddock.graph import Graph, Node, Value
+from paddock.model import Model
+from paddock.plan import (
+    Answer,
+    MemoryPlan,
+    NodePlacement,
+    Placement,
+    Plan,
+    Precision,
+    PrecisionPlan,
+    Remedy,
+    Segment,
+    Setting,
+    Verdict,
+    digest,
+)
+from paddock.planning.operators import matching, place, verify_placement
+from paddock.planning.precision import plan_precision
+from paddock.spi import Selection
+from pydantic import ValidationError
+
+TEXT = st.text(max_size=5)
+COUNT = st.integers(0, 2**40)
+INDICES = st.lists(st.integers(0, 99), max_size=3).map(tuple)
+VERDICTS = st.builds(Verdict, st.sampled_from(Answer), TEXT, TEXT)
+DATA = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXT),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(TEXT, inner, max_size=2)),
+    max_leaves=4,
+)
+PLANS = st.builds(
+    Plan,
+    model=TEXT,
+    format=TEXT,
+    adapter=TEXT,
+    device=TEXT,
+    precision=st.builds(PrecisionPlan, st.sampled_from(Precision), TEXT, INDICES, TEXT),
+    placement=st.builds(
+        Placement,
+        st.lists(st.builds(NodePlacement, COUNT, TEXT, st.one_of(st.none(), TEXT), VERDICTS), max_size=3).map(tuple),
+        st.lists(st.builds(Segment, COUNT, TEXT, INDICES, INDICES, INDICES), max_size=2).map(tuple),
+    ),
+    memory=st.builds(MemoryPlan, COUNT, COUNT, COUNT, COUNT, COUNT, TEXT, TEXT, st.one_of(st.none(), COUNT)),
+    shapes=st.dictionaries(TEXT, TEXT, max_size=2),
+    settings=st.lists(st.builds(Setting, TEXT, DATA, DATA, TEXT), max_size=2).map(tuple),
+    remedies=st.lists(st.builds(Remedy, TEXT, TEXT, TEXT, st.booleans(), TEXT), max_size=2).map(tuple),
+    versions=st.dictionaries(TEXT, TEXT, max_size=2),
+    verify=TEXT,
+    reference=st.lists(TEXT, max_size=2).map(tuple),
+    budget=TEXT,
+    notes=st.lists(TEXT, max_size=2).map(tuple),
+)
+
+
+@given(PLANS)
+@settings(max_examples=100, deadline=None)
+def test_a_stored_plan_is_the_same_plan(plan: Plan) -> None:
+    stored = json.loads(json.dumps(plan.to_json()))
+    again = Plan.from_json(stored)
+    assert again == plan
+    assert again.key == plan.key and not list(again.diff(plan))
+
+
+@pytest.mark.parametrize("data", [None, {}, [], {"model": 1}, "text"])
+def test_foreign_data_is_no_plan(data: Any) -> None:
+    with pytest.raises(ValidationError):
+        Plan.from_json(data)
+
+
+def plan() -> Plan:
+    node = NodePlacement(0, "Relu", "cpu/x", Verdict.yes("it can", "a table"))
+    return Plan(
+        model="m", format="onnx", adapter="cpu/x", device="0 (CPU)",
+        precision=PrecisionPlan(Precision.FP32), placement=Placement((node,), (Segment(0, "cpu/x", (0,), (0,), (1,)),)),
+        memory=MemoryPlan(1, 2, 3), shapes={"x": "[1]"}, settings=(Setting("threads", 2),), versions={"sdk": "1"},
+        remedies=(Remedy("d", "s", "a", True),), budget="max_error 0.1",
+    )  # fmt: skip
+
+
+BUILDS_ANOTHER: Mapping[str, Any] = {
+    "model": "other", "format": "paddle", "adapter": "cpu/y", "device": "1 (CPU)", "shapes": {"x": "[2]"},
+    "precision": PrecisionPlan(Precision.BF16, "backend"), "versions": {"sdk": "2"}, "verify": "off",
+    "budget": "max_error 0.2", "settings": (Setting("threads", 3),), "remedies": (Remedy("d", "s", "a", False),),
+    "memory": MemoryPlan(1, 2, 3, instances=2),
+    "placement": Placement((NodePlacement(0, "Relu", None, Verdict.no("")),), ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", BUILDS_ANOTHER)
+def test_what_changes_the_build_changes_the_key(field: str) -> None:
+    other = replace(plan(), **{field: BUILDS_ANOTHER[field]})
+    assert other.key != plan().key
+    assert list(plan().diff(other))
+
+
+def test_reasons_and_predictions_do_not() -> None:
+    node = NodePlacement(0, "Relu", "cpu/x", Verdict.provisional("perhaps", "elsewhere"))
+    other = replace(
+        plan(), placement=replace(plan().placement, nodes=(node,)), memory=MemoryPlan(9, 9, 9), notes=("n",),
+        settings=(Setting("threads", 2, 2, "why"),), remedies=(Remedy("d", "S", "A", True, "e"),), reference=("r",),
+    )  # fmt: skip
+    assert other.key == plan().key and not list(plan().diff(other))
+
+
+def test_the_diff_names_the_place() -> None:
+    other = replace(plan(), precision=PrecisionPlan(Precision.BF16), versions={"sdk": "1", "more": "2"})
+    assert list(plan().diff(other)) == [("precision.precision", "fp32", "bf16"), ("versions.more", None, "2")]
+
+
+def test_digest() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+def test_by_operator_counts_and_sorts() -> None:
+    yes, no = Verdict.yes("r"), Verdict.no("n")
+    rows = [("B", "c", yes), ("A", "c", yes), ("B", "c", yes), ("C", None, no)]
+    found = Placement(tuple(NodePlacement(i, op, where, v) for i, (op, where, v) in enumerate(rows)), ())
+    assert found.by_operator() == [("B", "c", "yes", "r", 2), ("A", "c", "yes", "r", 1), ("C", "-", "no", "n", 1)]
+    assert found.placed == 3
+
+
+# Placement
+
+
+def model() -> Model:
+    values = tuple(Value(name, "float32", (1,)) for name in "xaby")
+    nodes = (Node(0, "Relu", (0,), (1,), "first"), Node(1, "Gelu", (1,), (2,), "second", "com.x"), Node(2, "Relu", (2,), (3,)))
+    return Model("onnx", {}, "f", Graph(nodes, values, (0,), (3,)))
+
+
+def config(**fields: Any) -> HardwareConfig:
+    return HardwareConfig.load({"hardware": "cpu", "backend": "x", **fields})
+
+
+YES = Selection((Verdict.yes(),) * 3)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nodes"), [("Relu", {0, 2}), ("com.x.Gelu", {1}), ("Gelu", {1}), ("second", {1}), ("first", {0})]
+)
+def test_nodes_are_named_by_type_or_name(pattern: str, nodes: set[int]) -> None:
+    assert matching(model(), [pattern], "$.operators.exclude") == nodes
+
+
+def test_a_name_of_the_users_model_reaches_the_converted_nodes() -> None:
+    source = model()
+    graph = Graph((Node(0, "Fused", (0,), (1,)),), source.graph.values, (0,), (1,))
+    converted = Model("other", {}, "g", graph, source, ((0, 1),))
+    assert matching(converted, ["second"], "$.x") == {0}
+    with pytest.raises(ConfigError):
+        matching(converted, ["Softmax"], "$.x")
+
+
+def test_a_pattern_without_effect_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        matching(model(), ["Relu", "Reluu"], "$.operators.exclude")
+    error = caught.value
+    assert error.where == "$.operators.exclude[1]" and "Relu" in error.candidates
+    assert error.remedy == "did you mean 'Relu'?"
+
+
+def test_all_nodes_make_one_segment() -> None:
+    placement = place(model(), "cpu/x", YES, config())
+    assert placement.segments == (Segment(0, "cpu/x", (0, 1, 2), (0,), (3,)),) and placement.placed == 3
+    verify_placement(model().graph, placement)
+
+
+def test_nodes_nobody_takes_refuse() -> None:
+    chosen = Selection((Verdict.yes(), Verdict.no("no kernel", "the registry"), Verdict.provisional("maybe")))
+    with pytest.raises(NotAvailable, match="1 of 3 nodes") as caught:
+        place(model(), "cpu/x", chosen, config())
+    assert caught.value.candidates == ("#1 com.x.Gelu (second): no kernel [the registry]",)
+    with pytest.raises(NotAvailable) as caught:
+        place(model(), "cpu/x", YES, config(operators={"exclude": ["Relu"]}, fallback=["cpu/y"]))
+    assert "excluded by the config" in str(caught.value) and "fallback" in (caught.value.remedy or "")
+    with pytest.raises(NotAvailable, match="2 verdicts for 3 nodes"):
+        place(model(), "cpu/x", Selection(YES.verdicts[:2]), config())
+
+
+@pytest.mark.parametrize("broken", ["twice", "elsewhere", "uncovered"])
+def test_a_wrong_placement_is_caught(broken: str) -> None:
+    good = place(model(), "cpu/x", YES, config())
+    segment = good.segments[0]
+    segments = {
+        "twice": (segment, replace(segment, index=1)),
+        "elsewhere": (replace(segment, adapter="cpu/y"),),
+        "uncovered": (replace(segment, nodes=(0, 2)),),
+    }[broken]
+    with pytest.raises(AssertionError):
+        verify_placement(model().graph, replace(good, segments=segments))
+
+
+def test_precision() -> None:
+    assert plan_precision(model(), config(), "cpu/x").means == "none"
+    assert plan_precision(model(), config(operators={"keep_fp32": ["Relu"]}), "cpu/x").keep_fp32 == (0, 2)
+    assert plan_precision(model(), config(precision="bf16"), "cpu/x").means == "backend"
+    for fields, where in (
+        ({"precision": "bf16", "operators": {"keep_fp32": ["Relu"]}}, "$.operators.keep_fp32"),
+        ({"operators": {"keep_fp32": ["Softmax"]}}, "$.operators.keep_fp32[0]"),
+        ({"calibration": {"samples": "s"}}, "$.calibration"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            plan_precision(model(), config(**fields), "cpu/x")
+        assert caught.value.where == where and caught.value.remedy is not None or where.endswith("]")

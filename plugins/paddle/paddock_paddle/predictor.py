@@ -1,0 +1,138 @@
+"""Paddle's predictor behind Paddock's session, with what it really does read back.
+
+Paddle's configuration answers only what it was told; what was built is told by the program that it prints after its
+last pass, kernel by kernel. That text is taken once, while the predictor is made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paddock.errors import RunFailed
+from paddock.spi import Arrays, Observed, Session
+
+from paddock_paddle import sdk
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_LAST = "IR after lowering"
+_KERNEL = re.compile(r"kernel_key:<backend:(\w+)\|layout:[^|]*\|dtype:(\w+)>")
+_NOISE = re.compile(r"\w+CheckIfOneDNNSupport\s*")
+"""Lines that Paddle's oneDNN kernels print on stdout the first time they run."""
+
+
+@dataclass(frozen=True)
+class Realised:
+    """How many kernels of each (backend, dtype) Paddle's last pass left; empty where it could not be read."""
+
+    kernels: Mapping[tuple[str, str], int]
+
+    @property
+    def count(self) -> int | None:
+        """How many kernels one run calls."""
+        return sum(self.kernels.values()) or None
+
+    @property
+    def precision(self) -> str | None:
+        """The lowest float precision in which any kernel computes; None where none does, or nothing is known."""
+        dtypes = {dtype for _, dtype in self.kernels}
+        lowest = (("float16", "fp16"), ("bfloat16", "bf16"), ("float32", "fp32"))
+        return next((name for dtype, name in lowest if dtype in dtypes), None)
+
+    def on(self, backend: str) -> int:
+        """How many kernels are of a backend ("CPU", "ONEDNN")."""
+        return sum(count for (name, _), count in self.kernels.items() if name == backend)
+
+
+def create(config: Any) -> tuple[Any, Realised]:
+    """A predictor for a paddle.inference.Config, and the kernels that it consists of. Raises what Paddle raises."""
+    paddle = sdk.import_quietly("paddle")
+    inference = sdk.import_quietly("paddle.inference")
+    flag = "FLAGS_print_ir"
+    before = paddle.get_flags([flag])
+    with sdk.captured_stdout() as printed:
+        paddle.set_flags({flag: True})
+        try:
+            predictor = inference.create_predictor(config)
+        finally:
+            paddle.set_flags(before)
+    text = printed()
+    start = text.find("IR before lowering")
+    if start < 0:
+        sdk.release(text, is_noise)
+        return predictor, Realised({})
+    last = text[text.rfind(_LAST) :]
+    return predictor, Realised(Counter((backend, dtype) for backend, dtype in _KERNEL.findall(last)))
+
+
+def is_noise(line: str) -> bool:
+    """Whether a line on stdout is one of Paddle's own."""
+    return _NOISE.fullmatch(line.strip()) is not None
+
+
+class PaddleSession(Session):
+    """A predictor; one caller at a time.
+
+    Args:
+        predictor: paddle.inference.Predictor.
+        outputs: The outputs' names in the model's order.
+        settings: What was read back, in the config's terms.
+        realised: The kernels of the predictor.
+        noisy: Whether its first run prints on stdout; that is then held back.
+    """
+
+    def __init__(
+        self,
+        predictor: Any,
+        outputs: Sequence[str],
+        settings: Mapping[str, Any],
+        realised: Realised,
+        noisy: bool = False,
+    ) -> None:
+        self._predictor = predictor
+        self._settings = dict(settings)
+        self.realised = realised
+        self._noisy = noisy
+        self._inputs = [(name, predictor.get_input_handle(name)) for name in predictor.get_input_names()]
+        self._outputs = {name: predictor.get_output_handle(name) for name in outputs}
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """Computes all outputs, and copies out those that were asked for."""
+        if self._predictor is None:
+            raise RunFailed("the session is closed")
+        for name, handle in self._inputs:
+            handle.copy_from_cpu(feeds[name])  # takes the shape along
+        try:
+            if self._noisy:
+                self._first_run()
+            else:
+                self._predictor.run()
+        except Exception as error:
+            raise RunFailed(f"Paddle failed: {sdk.short(error)}") from error
+        if outputs is None:
+            return {name: handle.copy_to_cpu() for name, handle in self._outputs.items()}
+        return {name: self._outputs[name].copy_to_cpu() for name in outputs}
+
+    def close(self) -> None:
+        """Drops the predictor and its tensors."""
+        self._inputs = []
+        self._outputs = {}
+        self._predictor = None
+
+    def observed(self) -> Observed:
+        """What the configuration gives back, the precision of the kernels built, and how many they are."""
+        settings = dict(self._settings)
+        if self.realised.precision is not None:
+            settings["precision"] = self.realised.precision
+        return Observed(settings, nodes=self.realised.count)
+
+    def _first_run(self) -> None:
+        with sdk.captured_stdout() as printed:
+            self._predictor.run()
+        self._noisy = False
+        sdk.release(printed(), is_noise)
