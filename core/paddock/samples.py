@@ -26,8 +26,8 @@ _WORDS = ("a", "paddock", "0", "")
 def read_npz(path: Path, where: str) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of one .npz (never pickled objects); raises `UsageError` naming the file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror or error}", where=f"{where}: {path}") from None
     except Exception as error:  # A damaged archive raises a dozen kinds, from zlib's own to MemoryError.
@@ -274,18 +274,26 @@ def _extents_to_try(graph: Graph) -> list[dict[Dim, int]]:
                 ends = [end for span in spans for end in span if end != first[dim]]
                 second[dim] = min(ends, key=lambda e: abs(e - default[1])) if ends else first[dim]
     if graph.choices:
-        return _coupled(graph, first)
+        return _coupled(graph, first, second)
     return [first] if first == second else [first, second]
 
 
-def _coupled(graph: Graph, moderate: dict[Dim, int]) -> list[dict[Dim, int]]:
-    """Where the config couples dimensions: the smallest extents of the first two alternatives that it admits."""
-    return [{**moderate, **{symbol: r.min for symbol, r in ranges.items()}} for ranges in _alternatives(graph)]
+def _coupled(graph: Graph, first: dict[Dim, int], second: dict[Dim, int]) -> list[dict[Dim, int]]:
+    """Where the config couples dimensions: the smallest extents of the first alternative, and others that differ."""
+    ranges = _alternatives(graph)
+    ends = [{s: r.min for s, r in found.items()} for found in ranges]
+    ends += [{s: r.max for s, r in found.items()} for found in ranges]
+    other = next((extents for extents in ends if extents != ends[0]), ends[0])
+    tried: list[dict[Dim, int]] = [{**first, **ends[0]}, {**second, **other}]
+    return tried if tried[0] != tried[1] else tried[:1]
 
 
 def _alternatives(graph: Graph) -> list[Mapping[str, Range]]:
-    """The first two ways to satisfy all of the graph's choices at once, as ranges by symbol; none without choices."""
-    return list(itertools.islice(_agreeing(graph.choices, {}), 2)) if graph.choices else []
+    """The first few ways to satisfy all of the graph's choices at once, as ranges by symbol; none without choices."""
+    found = list(itertools.islice(_agreeing(graph.choices, {}), 16)) if graph.choices else []
+    if graph.choices and not found:
+        raise ConfigError("no shape satisfies all of these entries at once", where="$.shapes")
+    return found
 
 
 def _agreeing(choices: Sequence[Choice], settled: Mapping[str, Range]) -> Iterator[Mapping[str, Range]]:

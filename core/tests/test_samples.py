@@ -74,10 +74,16 @@ def test_generated_samples_pass_the_border(found: Graph, seed: int) -> None:
         border.check(sample)
     shapes = [{name: array.shape for name, array in sample.items()} for sample in samples]
     assert shapes[0] == shapes[1], "two of one shape show whether outputs vary"
-    assert len(samples) == 4 or not any(
-        found.range_of(symbol) is None or not (found.bounds[symbol].fixed) for symbol in found.symbols()
-    )
-    assert len(samples) == 3 or shapes[2] != shapes[0] or len(found.choices) > 0
+    assert len(samples) == (4 if found.symbols() else 3), "two shapes wherever a dimension is dynamic"
+    assert len(samples) == 3 or shapes[2] != shapes[0]
+
+
+def test_shapes_that_no_request_can_have() -> None:
+    base = graph(Value("x", "float32", ("N", "M")), Value("y", "float32", ("N", "M")))
+    found = bounded(base, shapes={"x": {"buckets": [[1, 4], [2, 8]]}, "y": {"buckets": [[1, 8], [2, 4]]}})
+    with pytest.raises(ConfigError) as caught:
+        made(found)
+    assert caught.value.where == "$.shapes"
 
 
 def test_profiles_listed_in_another_order_for_each_input_still_go_together() -> None:
@@ -197,7 +203,6 @@ def bad_files(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     "kind", ["truncated", "empty", "garbage", "text", "damaged", "pickled", "an .npy", "missing", "a folder", "NUL"]
 )
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_files_that_are_no_samples(tmp_path: Path, kind: str) -> None:
     place = bad_files(tmp_path)[kind]
     with pytest.raises(UsageError) as caught:

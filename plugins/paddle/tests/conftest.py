@@ -99,6 +99,14 @@ def _export(folder: Path) -> None:
         def forward(self, x: Any) -> Any:
             return paddle.clip(x * self.w, -1.0, float("inf"))
 
+    class Singular(Layer):
+        def forward(self, x: Any) -> Any:
+            return paddle.linalg.svd(self.a(x))[1]
+
+    class Mean(Layer):
+        def forward(self, x: Any) -> Any:
+            return self.a(x * paddle.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6))
+
     class Weightless(nn.Layer):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             return x * 2 + 1
@@ -131,6 +139,8 @@ def _export(folder: Path) -> None:
         ("infinite", lambda: Infinite({}, {"w": [4]}), [("x", "float32", [*rows])]),
         ("weightless", Weightless, [("x", "float32", [*rows])]),
         ("complex", lambda: Through({}, {"w": [4]}), [("x", "complex64", [*rows])]),
+        ("singular", lambda: Singular({"a": nn.Linear(4, 4)}), [("x", "float32", [4, 4])]),
+        ("mean", lambda: Mean({"a": nn.Linear(16, 16)}), [("x", "float32", [None, None, 16])]),
         ("resnet", lambda: resnet18(num_classes=10), [("x", "float32", [*image])]),
     ]
     for name, build, inputs in recipes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import json
 import os
 import random
@@ -197,38 +198,64 @@ def test_operations_types_and_fetches_are_paddles_own(models: Path, name: str) -
     assert [v.name for v in graph.output_values] == inference.create_predictor(config).get_output_names()
 
 
-@pytest.mark.parametrize("name", ["linear", "embedding", "mixed", "rotary", "gathers", "resnet"])
-def test_every_extent_that_is_claimed_is_the_one_computed(models: Path, name: str) -> None:
-    """Runs the program at two shapes, fetches every value, and compares its shape with the graph's symbols."""
-    paddle = pytest.importorskip("paddle")
-    program = open_program(files_of(models, name))
-    found = neutral(program, name)
+@pytest.mark.parametrize("name", ["linear", "embedding", "rotary", "gathers", "infinite", "resnet"])
+def test_every_extent_that_is_claimed_is_the_one_computed(models: Path, tmp_path: Path, name: str) -> None:
+    """Fetches every value of the program, and compares the shapes computed with the graph's symbols."""
+    pytest.importorskip("paddle")
+    import paddle.inference as inference
+
+    found = neutral(open_program(files_of(models, name)), name)
     graph = found.graph
-    paddle.enable_static()
-    try:
-        executor = paddle.static.Executor(paddle.CPUPlace())
-        theirs, _, _ = paddle.static.load_inference_model(str(models / name), executor)
-        values, wanted = [], []
-        for node, position in zip(graph.nodes, found.nodes, strict=True):
-            op = theirs.global_block().ops[position]
-            for index, result in zip(node.outputs, op.results(), strict=True):
-                if index is not None and graph.values[index].kind == "tensor" and op.name() != "pd_op.batch_norm_":
-                    values.append(result)
-                    wanted.append(graph.values[index])
-        claimed = 0
-        for sample in generate(graph, FORMAT.gathers, FORMAT.transparent)[1:]:
-            symbols: dict[Any, int] = {}
-            for value in graph.input_values:
-                symbols.update(zip(value.shape or (), sample[value.name].shape, strict=True))
-            answers = executor.run(theirs, feed=dict(sample), fetch_list=values)
-            for value, answer in zip(wanted, answers, strict=True):
-                assert value.shape is not None and len(value.shape) == answer.ndim
-                for dim, extent in zip(value.shape, answer.shape, strict=True):
-                    claimed += isinstance(dim, str)
-                    assert dim is None or symbols.get(dim, dim) == extent, value
-    finally:
-        paddle.disable_static()
+    wanted = _fetch_everything(models / name, tmp_path / "all", graph, found.nodes)
+    config = inference.Config(str(tmp_path / "all.json"), str(tmp_path / "all.pdiparams"))
+    config.disable_gpu()
+    config.disable_mkldnn()
+    config.enable_new_executor()
+    config.enable_new_ir(True)
+    config.disable_glog_info()
+    config.set_optimization_level(0)
+    predictor = inference.create_predictor(config)
+    sample = generate(graph, FORMAT.gathers, FORMAT.transparent)[-1]
+    symbols: dict[Any, int] = {}
+    for value in graph.input_values:
+        symbols.update(zip(value.shape or (), sample[value.name].shape, strict=True))
+        predictor.get_input_handle(value.name).copy_from_cpu(sample[value.name])
+    predictor.run()
+    claimed = 0
+    for fetch, index in wanted.items():
+        shape, value = predictor.get_output_handle(fetch).copy_to_cpu().shape, graph.values[index]
+        assert value.shape is not None and len(value.shape) == len(shape), value
+        for dim, extent in zip(value.shape, shape, strict=True):
+            claimed += isinstance(dim, str)
+            assert dim is None or symbols.get(dim, dim) == extent, value
     assert claimed
+
+
+def _fetch_everything(source: Path, target: Path, graph: Graph, positions: tuple[int, ...]) -> dict[str, int]:
+    """Writes the program with a fetch for each value that its operations make; value indices by fetch name."""
+    shutil.copy(f"{source}.pdiparams", f"{target}.pdiparams")
+    data = json.loads(Path(f"{source}.json").read_text())
+    block = data["program"]["regions"][0]["blocks"][0]
+    ops = block["ops"]
+    (pattern, *_) = [op for op in ops if op["#"] == "1.fetch"]
+    block["ops"] = [op for op in ops if op["#"] != "1.fetch"]
+    wanted: dict[str, int] = {}
+    for node, position in zip(graph.nodes, positions, strict=True):
+        for index, result in zip(node.outputs, ops[position]["O"], strict=True):
+            # What batch normalisation computes beside its answer is for training alone.
+            first = node.type != "pd_op.batch_norm_" or index == node.outputs[0]
+            if index is None or graph.values[index].kind != "tensor" or not first:
+                continue
+            if graph.values[index].dtype == "bfloat16":
+                continue
+            fetch = copy.deepcopy(pattern)
+            name = f"value.{len(wanted)}"
+            fetch["A"][0]["AT"]["D"], fetch["A"][1]["AT"]["D"] = name, len(wanted)
+            fetch["I"][0]["%"], fetch["O"][0] = result["%"], {"%": 10**6 + len(wanted), "TT": result["TT"]}
+            block["ops"].append(fetch)
+            wanted[name] = index
+    Path(f"{target}.json").write_text(json.dumps(data))
+    return wanted
 
 
 # Broken files
@@ -274,7 +301,7 @@ def test_broken_files_are_the_same_from_a_child(models: Path, tmp_path: Path) ->
     shutil.copy(models / "linear.json", tmp_path / "m.json")
     (tmp_path / "m.pdiparams").write_bytes(_cut((models / "linear.pdiparams").read_bytes()))
     with pytest.raises(ModelError, match=r"m\.pdiparams.*cut off"):
-        call_in_child("reading", _read_here, tmp_path / "m", seconds=60)
+        call_in_child("reading", FORMAT.read, FORMAT.locate(tmp_path / "m"), seconds=60)
 
 
 @pytest.mark.parametrize(
@@ -393,18 +420,13 @@ def _places(tree: Any) -> Any:
 
 
 def test_generated_indices_stay_in_their_tables(models: Path) -> None:
-    for name, rows in (("embedding", 50), ("gathers", 4)):
+    for name, rows in (("embedding", 50), ("gathers", 5)):
         graph = FORMAT.read(files_of(models, name))
         drawn = [s["ids"].max() for s in generate(graph, FORMAT.gathers, FORMAT.transparent)]
-        assert 1 < max(drawn) < rows or name == "gathers"
-        assert max(drawn) < rows
+        assert 1 < max(drawn) < rows
 
 
 # Conversion
-
-
-def _convert_here(model: Model, folder: Path) -> Any:
-    return FORMAT.convert(model, "onnx", folder)
 
 
 @pytest.fixture(scope="module")
@@ -415,7 +437,7 @@ def converted(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def convert(name: str) -> tuple[Model, Path, Any]:
         if name not in known:
             model = model_of(models, name)
-            files, provenance = _convert_here(model, tmp_path_factory.mktemp(name))
+            files, provenance = FORMAT.convert(model, "onnx", tmp_path_factory.mktemp(name))
             known[name] = (model, files["model"], provenance)
         return known[name]
 
@@ -464,13 +486,14 @@ def test_the_conversion_answers_as_paddle_does(
         wanted = [answers] if not isinstance(answers, (list, tuple)) else answers
         found = session.run([v.name for v in model.graph.output_values], dict(sample))
         for mine, theirs in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-4, atol=1e-5)
+            scale = float(np.abs(theirs.numpy()).max())
+            np.testing.assert_allclose(mine, theirs.numpy(), rtol=0, atol=1e-5 * max(scale, 1))
 
 
 def test_an_operator_that_paddle2onnx_lacks_is_an_error_from_a_child(models: Path, tmp_path: Path) -> None:
     pytest.importorskip("paddle2onnx")
     with pytest.raises(PaddockError):
-        call_in_child("converting", _convert_here, model_of(models, "complex"), tmp_path, seconds=120)
+        call_in_child("converting", FORMAT.convert, model_of(models, "singular"), "onnx", tmp_path, seconds=120)
 
 
 def test_there_is_no_other_conversion(models: Path, tmp_path: Path) -> None:
