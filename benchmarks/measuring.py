@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from paddock.child import Child
-from paddock.deploy import deploy
+from paddock.deployment import deploy
 from paddock.registry import GROUP, Registry
 
 from benchmarks.native import NATIVE

@@ -1,7 +1,7 @@
 """How long `import paddock` and `paddock adapters` take: `python -m benchmarks.startup`.
 
-`import paddock` against numpy, pydantic and pluggy together (target: at most 1.5 times), and `paddock adapters` with kept
-probes (target: under 1.5 s). Fresh processes, in turns, medians.
+`import paddock` against numpy, pydantic and pluggy together (target: at most 1.5 times), and `paddock adapters` with
+kept probes (target: under 1.5 s). Fresh processes, in turns, medians.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> int:
         "nothing": (sys.executable, "-c", ""),
         "numpy, pydantic, pluggy": (sys.executable, "-c", "import numpy, pydantic, pluggy; pydantic.BaseModel"),
         "paddock": (sys.executable, "-c", "import paddock"),
+        "paddock.deploy at hand": (sys.executable, "-c", "import paddock; paddock.deploy"),
         "paddock adapters": (sys.executable, "-m", "paddock.cli", "adapters"),
     }
     for command in commands.values():

@@ -20,13 +20,24 @@ ORDER = [
     "errors", "graph", "plan", "config", "machine", "model", "spi",
     "onnx_wire", "onnx_tensors", "onnx_format", "builtin", "child", "cache", "registry",
     "planning", "planning.shapes", "planning.operators", "planning.precision", "planning.memory",
-    "samples", "host", "reading", "compile", "verify", "deploy", "bench", "compare", "show", "cli",
+    "samples", "host", "reading", "compile", "verify", "prepare", "deployment", "bench", "compare", "show", "cli",
 ]  # fmt: skip
 SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {
     f"paddock.{name}" for name in ("spi", "graph", "errors", "plan", "model", "planning", "planning.memory", "testing")
 }
-VENDORS = "tensorrt openvino mkldnn onednn ascend qualcomm onnxruntime paddlepaddle cann cuda".split()
+VENDORS = [
+    "tensorrt",
+    "openvino",
+    "mkldnn",
+    "onednn",
+    "ascend",
+    "qualcomm",
+    "onnxruntime",
+    "paddlepaddle",
+    "cann",
+    "cuda",
+]
 
 
 def modules(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -115,7 +126,7 @@ def test_core_code_names_no_vendor() -> None:
                 text = node.value
             elif isinstance(node, (ast.Name, ast.Attribute)):
                 text = node.id if isinstance(node, ast.Name) else node.attr
-            found = set(re.findall(r"[a-z0-9]+", text.lower())) & set(VENDORS)
+            found = set(re.findall(r"[a-z0-9]+", text.lower())) & VENDORS
             assert not found, f"{name} line {getattr(node, 'lineno', '?')} names {found}: {text!r}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from paddock.child import Children
-from paddock.deploy import deploy
+from paddock.deployment import deploy
 from paddock.errors import ModelError
 from paddock.registry import Registry
 

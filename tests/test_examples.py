@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from paddock.child import Children
 from paddock.config import HardwareConfig
-from paddock.deploy import Deployment, deploy
+from paddock.deployment import Deployment, deploy
 from paddock.errors import AccuracyRefused, NotAvailable
 from paddock.registry import Registry
 from paddock.verify import relative_error

@@ -17,8 +17,9 @@ import psutil
 
 from paddock.child import Child
 from paddock.config import HardwareConfig
-from paddock.deploy import Deployment, Progress, deploy
+from paddock.deployment import Deployment, deploy
 from paddock.errors import PaddockError
+from paddock.prepare import Progress
 from paddock.samples import Sample, read_npz, typical
 from paddock.verify import Report
 
@@ -81,7 +82,7 @@ def bench(
     entries = [Entry(label, source) for label, source in configs.items()]
     children = [Child(f"bench {entry.label}") for entry in entries]
     opened: list[tuple[Entry, Child, Any]] = []
-    feeds = read_npz(sample, "--input") if sample is not None else None
+    feeds: Sample | None = read_npz(sample, "--input") if sample is not None else None
     try:
         for entry, child in zip(entries, children, strict=True):
             tell(f"deploying {entry.label}")

@@ -215,7 +215,7 @@ def plan(model: ModelOption, config: ConfigOption, json: JsonFlag = False) -> No
     """Shows what would run where, in which precision and memory, without building it."""
     from paddock import show
     from paddock.child import Children
-    from paddock.deploy import prepare
+    from paddock.prepare import prepare
 
     with _terminal.progress() as tell, Children() as children:
         prepared = prepare(model, config, children=children, progress=tell)
@@ -235,7 +235,7 @@ def run(
     json: JsonFlag = False,
 ) -> None:
     """Deploys, verifies, runs once on the input and writes the outputs."""
-    from paddock.deploy import deploy
+    from paddock.deployment import deploy
     from paddock.samples import read_npz, write_npz
 
     feeds = read_npz(input, "--input")
@@ -383,6 +383,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> int:
     try:
         result = app(arguments, prog_name="paddock", standalone_mode=False)
+        if result == INTERRUPTED:  # typer has turned a KeyboardInterrupt into this
+            _terminal.interrupted()
+        return result if isinstance(result, int) else 0
     except PaddockError as error:
         _terminal.failed(error)
         return exit_code(error)
@@ -405,7 +408,6 @@ def _run(arguments: list[str]) -> int:
         if os.environ.get("PADDOCK_TRACEBACK"):
             _terminal.err.print_exception()
         return INTERNAL
-    return result if isinstance(result, int) else 0
 
 
 if __name__ == "__main__":

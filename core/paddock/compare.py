@@ -9,9 +9,10 @@ from typing import Any
 
 from paddock.child import Children
 from paddock.config import HardwareConfig
-from paddock.deploy import deploy, prepare
+from paddock.deployment import carry_out, deploy
 from paddock.errors import AccuracyRefused, PaddockError, UsageError
 from paddock.plan import Plan
+from paddock.prepare import prepare
 from paddock.registry import Registry
 from paddock.verify import Report, write_golden
 
@@ -59,7 +60,7 @@ def verify_one(model: Path, config: str, golden: Path | None, progress: Callable
     registry = Registry.discover()
     with Children() as children:
         prepared = prepare(model, loaded, registry=registry, children=children, progress=progress)
-        with prepared.deploy() as deployment:
+        with carry_out(prepared) as deployment:
             if golden is not None:
                 write_golden(golden, prepared.reference(prepared.samples()))
             return deployment.plan, deployment.report

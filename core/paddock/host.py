@@ -81,6 +81,8 @@ class InProcessHost(ExecutionHost):
                 self._free.put(session)
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
+        if self._closed:  # at once: callers that keep coming would keep `close` from ever getting a turn
+            raise self._is_closed()
         if self._threading is Threading.HOME and threading.get_ident() != self._home:
             return self._submit(feeds, outputs).result()
         return self._run(feeds, outputs)

@@ -281,10 +281,10 @@ def _extents_to_try(graph: Graph) -> list[dict[Dim, int]]:
 def _coupled(graph: Graph, first: dict[Dim, int], second: dict[Dim, int]) -> list[dict[Dim, int]]:
     """Where the config couples dimensions: the smallest extents of the first alternative, and others that differ."""
     ranges = _alternatives(graph)
-    ends = [{s: r.min for s, r in found.items()} for found in ranges]
+    ends: list[dict[Dim, int]] = [{s: r.min for s, r in found.items()} for found in ranges]
     ends += [{s: r.max for s, r in found.items()} for found in ranges]
     other = next((extents for extents in ends if extents != ends[0]), ends[0])
-    tried: list[dict[Dim, int]] = [{**first, **ends[0]}, {**second, **other}]
+    tried = [{**first, **ends[0]}, {**second, **other}]
     return tried if tried[0] != tried[1] else tried[:1]
 
 

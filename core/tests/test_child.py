@@ -19,7 +19,7 @@ import psutil
 import pytest
 from paddock import child as child_module
 from paddock.child import Child, Children, call_in_child
-from paddock.errors import BuildFailed, ChildFailed, ConfigError, NotAvailable, PaddockError, Unsupported
+from paddock.errors import BuildFailed, ChildFailed, ConfigError, PaddockError, Unsupported
 
 
 # One for all tests: each leaves it usable, or the next one fails. A start costs half a second.
@@ -39,7 +39,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 def gone(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

@@ -150,7 +150,7 @@ def test_sources(tmp_path: Path) -> None:
 
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load().threads = 3  # type: ignore[misc]
+        load().threads = 3
 
 
 # What is refused, and how

@@ -126,7 +126,7 @@ def test_every_kind_answers_each_caller_its_own(kind: Threading, instances: int)
 def test_reentrant_runs_concurrently_on_the_callers_threads() -> None:
     host, (session,) = make(Threading.REENTRANT)
     inside = threading.Barrier(6)
-    session.body = lambda feeds: inside.wait(30) and None  # type: ignore[assignment, return-value]
+    session.body = lambda feeds: inside.wait(30) and None  # type: ignore[assignment]
     callers = from_threads(6, lambda n: (host.run(FEEDS), threading.get_ident())[1])
     assert session.most == 6
     assert session.threads == set(callers)
@@ -139,9 +139,7 @@ def test_reentrant_runs_concurrently_on_the_callers_threads() -> None:
     instances=st.integers(1, 3),
     plan=st.lists(st.lists(st.tuples(st.booleans(), st.integers(0, 2)), max_size=6), min_size=2, max_size=6),
 )
-def test_others_never_overlap_in_a_session(
-    kind: Threading, instances: int, plan: list[list[tuple[bool, int]]]
-) -> None:
+def test_others_never_overlap_in_a_session(kind: Threading, instances: int, plan: list[list[tuple[bool, int]]]) -> None:
     host, sessions = make(kind, instances)
     for session in sessions:
         session.body = lambda feeds: time.sleep(0.0005 * feeds["x"][0])
@@ -163,7 +161,7 @@ def test_instances_serve_in_parallel(kind: Threading) -> None:
     host, sessions = make(kind, 2)
     together = threading.Barrier(2)
     for session in sessions:
-        session.body = lambda feeds: together.wait(30) and None  # type: ignore[assignment, return-value]
+        session.body = lambda feeds: together.wait(30) and None  # type: ignore[assignment]
     from_threads(2, lambda n: host.run(FEEDS))  # the barrier breaks unless both are inside at once
     assert [session.runs for session in sessions] == [1, 1]
     host.close()
@@ -213,7 +211,7 @@ def test_further_instances_are_forked_where_that_can_be(kind: Threading) -> None
     assert len(first.forked) == 2
     together = threading.Barrier(3)
     for session in (first, *first.forked):
-        session.body = lambda feeds: together.wait(30) and None  # type: ignore[assignment, return-value]
+        session.body = lambda feeds: together.wait(30) and None  # type: ignore[assignment]
     from_threads(3, lambda n: host.run(FEEDS))
     assert [session.runs for session in (first, *first.forked)] == [1, 1, 1]
     host.close()
@@ -236,7 +234,12 @@ def test_close_waits_for_the_calls_inside(kind: Threading) -> None:
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(host.run, FEEDS)
         assert entered.wait(30)
-        closing = pool.submit(lambda: (host.close(), closed.set()))
+
+        def close() -> None:
+            host.close()
+            closed.set()
+
+        closing = pool.submit(close)
         assert not closed.wait(0.05) and session.closed_on == []
         leave.set()
         assert running.result(30)["y"] == 2
@@ -356,7 +359,7 @@ def test_a_session_that_fails_to_close_keeps_no_other_open(kind: Threading) -> N
 
 
 def test_a_load_that_fails_is_the_error_even_if_closing_fails_too() -> None:
-    made = []
+    made: list[Session] = []
 
     class Stubborn(Null):
         def close(self) -> None:

@@ -138,7 +138,11 @@ def test_by_operator_counts_and_sorts() -> None:
 
 def model() -> Model:
     values = tuple(Value(name, "float32", (1,)) for name in "xaby")
-    nodes = (Node(0, "Relu", (0,), (1,), "first"), Node(1, "Gelu", (1,), (2,), "second", "com.x"), Node(2, "Relu", (2,), (3,)))
+    nodes = (
+        Node(0, "Relu", (0,), (1,), "first"),
+        Node(1, "Gelu", (1,), (2,), "second", "com.x"),
+        Node(2, "Relu", (2,), (3,)),
+    )
     return Model("onnx", {}, "f", Graph(nodes, values, (0,), (3,)))
 
 
@@ -215,4 +219,4 @@ def test_precision() -> None:
     ):
         with pytest.raises(ConfigError) as caught:
             plan_precision(model(), config(**fields), "cpu/x")
-        assert caught.value.where == where and caught.value.remedy is not None or where.endswith("]")
+        assert caught.value.where == where

@@ -17,6 +17,11 @@ from paddock.graph import Graph, Node, Shape, Value
 from paddock.planning.shapes import apply_shapes
 from paddock.samples import Border, Sample, digest_samples, generate, load_samples, read_npz, typical, write_npz
 
+
+def arr(data: Any, dtype: str) -> np.ndarray[Any, Any]:
+    return np.array(data, dtype)
+
+
 GATHERS: Mapping[str, tuple[int, int]] = {"Gather": (1, 0)}
 TRANSPARENT = frozenset({"Cast", "Reshape", "Identity"})
 
@@ -41,7 +46,7 @@ def made(base: Graph, seed: int = 0) -> list[Sample]:
 DTYPES = st.sampled_from(
     ["float32", "float64", "float16", "int64", "int32", "int8", "uint8", "uint64", "bool", "string", "complex64"]
 )
-SIZE = st.integers(1, 40)
+SIZE = st.integers(1, 12)
 
 
 @st.composite
@@ -66,7 +71,7 @@ def bounded_graphs(draw: Any) -> Graph:
 
 
 @given(bounded_graphs(), st.integers(0, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_generated_samples_pass_the_border(found: Graph, seed: int) -> None:
     border = Border(found)
     samples = [*made(found, seed), typical(found, GATHERS, TRANSPARENT, seed)]
@@ -161,7 +166,7 @@ def test_a_sample_too_large_for_this_host(extent: int) -> None:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     arrays = {
-        "file": np.arange(3), "allow_pickle": np.float32([[1]]), "a/b:0": np.array(2.5), "s": np.array(["x", ""]),
+        "file": np.arange(3), "allow_pickle": arr([[1]], "float32"), "a/b:0": np.array(2.5), "s": np.array(["x", ""]),
         "o": np.array(["é", "long"], object), "none": np.zeros((0, 2)),
     }  # fmt: skip
     write_npz(tmp_path / "a.npz", arrays, "here")
@@ -211,14 +216,16 @@ def test_files_that_are_no_samples(tmp_path: Path, kind: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_archives(tmp_path: Path, choose: st.DataObject) -> None:
     place = tmp_path / "d.npz"
     write_npz(place, {"x": np.arange(40.0), "y": np.array(["a", "b"])}, "w")
     content = bytearray(place.read_bytes())
     for _ in range(choose.draw(st.integers(1, 6))):
         content[choose.draw(st.integers(0, len(content) - 1))] = choose.draw(st.integers(0, 255))
-    place.write_bytes(bytes(content[: choose.draw(st.integers(0, len(content)))] if choose.draw(st.booleans()) else content))
+    place.write_bytes(
+        bytes(content[: choose.draw(st.integers(0, len(content)))] if choose.draw(st.booleans()) else content)
+    )
     try:
         read_npz(place, "w")
     except UsageError as error:
@@ -302,7 +309,12 @@ def test_names_are_suggested() -> None:
 def test_arrays_come_out_dense_and_otherwise_untouched() -> None:
     dense = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert Border(X).check({"x": dense})["x"] is dense
-    for odd in (np.asfortranarray(dense), np.repeat(dense, 2, 1)[:, ::2], dense[::-1], np.broadcast_to(dense[:1], (2, 3))):
+    for odd in (
+        np.asfortranarray(dense),
+        np.repeat(dense, 2, 1)[:, ::2],
+        dense[::-1],
+        np.broadcast_to(dense[:1], (2, 3)),
+    ):
         ready = Border(X).check({"x": odd})["x"]
         assert ready.flags.c_contiguous and np.array_equal(ready, odd)
 
@@ -333,7 +345,8 @@ class OtherDevice(OnlyDlpack):
 
 def test_dlpack() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert np.array_equal(Border(X).check({"x": OnlyDlpack(array)})["x"], array)
+    duck: Any = OnlyDlpack(array)
+    assert np.array_equal(Border(X).check({"x": duck})["x"], array)
     assert "float64" in refusal(X, {"x": OnlyDlpack(array.astype(np.float64))}).problem
     for broken in (NoDevice(), OtherDevice(array), OnlyDlpack(np.array(["a"]))):
         error = refusal(X, {"x": broken})
@@ -376,10 +389,10 @@ def test_any_array_is_taken_or_refused(shape: list[int], dtype: str) -> None:
 
 def test_the_digest_sees_names_dtypes_shapes_and_values() -> None:
     base = np.arange(4, dtype=np.int32)
-    samples = [
+    samples: list[Sample] = [
         {"x": base}, {"y": base}, {"x": base.astype(np.int64)}, {"x": base.reshape(2, 2)}, {"x": base + 1},
         {"x": np.array(["a"], object)}, {"x": np.array(["b"], object)}, {"x": base, "y": base},
     ]  # fmt: skip
     digests = {digest_samples([sample]) for sample in samples}
     assert len(digests) == len(samples)
-    assert digest_samples([samples[-1]]) == digest_samples([dict(reversed(samples[-1].items()))])
+    assert digest_samples([samples[-1]]) == digest_samples([{name: samples[-1][name] for name in ("y", "x")}])

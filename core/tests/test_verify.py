@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from paddock import deploy as deploy_model
@@ -35,6 +35,11 @@ from paddock.verify import (
     relative_error,
     write_golden,
 )
+
+
+def arr(data: Any, dtype: str) -> np.ndarray[Any, Any]:
+    return np.array(data, dtype)
+
 
 Array = np.ndarray[Any, Any]
 
@@ -62,6 +67,8 @@ def test_zero_exactly_where_equal(row: list[float], dtype: str, choose: st.DataO
     found = wanted.copy()
     at = choose.draw(st.integers(0, len(row) - 1))
     found[at] = np.nextafter(found[at], np.array(np.inf, dtype))
+    # A step between two subnormals next to a large element is too small for a ratio of doubles.
+    assume(float(found[at]) - float(wanted[at]) > 1e-290)
     assert relative_error(wanted, found)[0] > 0
 
 
@@ -106,15 +113,15 @@ def test_it_is_the_largest_difference_over_the_largest_magnitude(pairs: list[tup
         (["a", "b"], ["a", "b"], 0),
         (["a", "b"], ["a", "c"], 0.5),
         (np.array(["a", None], object), np.array(["a", "c"], object), 0.5),
-        (np.float32([1]), np.float64([1]), np.inf),
-        (np.int32([1]), np.int64([1]), np.inf),
+        (arr([1], "float32"), arr([1], "float64"), np.inf),
+        (arr([1], "int32"), arr([1], "int64"), np.inf),
         (np.zeros((0, 3)), np.zeros((0, 3)), 0),
         (np.zeros((0, 3)), np.zeros((3, 0)), np.inf),
         (3.0, 3.0, 0),
         ([2j], [1j], 0.5),
         ([1 + 1j, complex(np.nan, 1)], [1 + 1j, complex(np.nan, 1)], 0),
         ([2**62, 2**62 + 1], [2**62, 2**62 + 2], 0.5),
-        (np.float16([60000]), np.float16([-60000]), 2),
+        (arr([60000], "float16"), arr([-60000], "float16"), 2),
     ],
 )
 def test_patterns(wanted: Any, found: Any, result: float) -> None:
@@ -125,7 +132,7 @@ def test_patterns(wanted: Any, found: Any, result: float) -> None:
 
 
 def reference(*outputs: Array, name: str = "y", inputs: Sequence[Array] | None = None) -> Reference:
-    samples = inputs or [np.float32([number]) for number in range(len(outputs))]
+    samples = inputs or [arr([number], "float32") for number in range(len(outputs))]
     return Reference("cpu/reference", tuple({"x": s} for s in samples), tuple({name: o} for o in outputs))
 
 
@@ -133,7 +140,7 @@ def report(wanted: Sequence[Array], found: Sequence[Array], mask: Sequence[Array
     return compare(reference(*wanted, inputs=mask), [{"y": f} for f in found], config(accuracy=acc), "test")
 
 
-A, B = np.float32([[1, 2, 4], [8, 1, 0]]), np.float32([[5, 2, 4], [0, 1, 0]])
+A, B = arr([[1, 2, 4], [8, 1, 0]], "float32"), arr([[5, 2, 4], [0, 1, 0]], "float32")
 
 
 def test_passed_failed_inconclusive() -> None:
@@ -202,14 +209,14 @@ def test_the_mask_says_which_positions_count() -> None:
     wrong = A.copy()
     wrong[1] = [1, 8, 0]
     rule = {"top1": 1.0, "mask": "x"}
-    first, second = np.int64([1, 0]), np.int64([0, 1])
+    first, second = arr([1, 0], "int64"), arr([0, 1], "int64")
     assert report([A, B], [wrong, B], [first, first], min_agreement=rule).outcome is Outcome.PASSED
     assert report([A, B], [wrong, B], [second, second], min_agreement=rule).outcome is Outcome.FAILED
-    none = np.int64([0, 0])
+    none = arr([0, 0], "int64")
     assert report([A, B], [wrong, B], [none, none], min_agreement=rule).outcome is Outcome.INCONCLUSIVE
     assert report([A, B], [wrong, B], [none, second], min_agreement=rule).outcome is Outcome.PASSED
     with pytest.raises(ConfigError, match="does not fit"):
-        report([A, B], [A, B], [np.int64([1, 0, 1])] * 2, min_agreement=rule)
+        report([A, B], [A, B], [arr([1, 0, 1], "int64")] * 2, min_agreement=rule)
     with pytest.raises(ConfigError) as caught:
         report([A, B], [A, B], min_agreement={"top1": 1.0, "mask": "no"})
     assert caught.value.where == "$.accuracy.min_agreement.mask" and caught.value.candidates == ("x",)
@@ -245,7 +252,7 @@ def test_agreement_sees_shape_and_dtype() -> None:
 
 
 def test_agreement_of_one_output() -> None:
-    labels = np.int64([1])
+    labels = arr([1], "int64")
     two = Reference("r", ({"x": A}, {"x": B}), ({"y": A, "k": labels}, {"y": B, "k": labels}))
     answers = [{"y": A, "k": labels}, {"y": B, "k": labels}]
     for rule in ({"top1": 1.0}, {"top1": 1.0, "output": "y"}):
@@ -324,7 +331,7 @@ def test_golden_is_read_as_written(tmp_path: Path) -> None:
 
 
 def test_golden_keeps_more_than_ten_samples_in_order(tmp_path: Path) -> None:
-    many = [np.float32([number]) for number in range(12)]
+    many = [arr([number], "float32") for number in range(12)]
     write_golden(tmp_path / "g", Reference("r", tuple({"x": m} for m in many), tuple({"y": m} for m in many)))
     found = read_golden(tmp_path / "g", pair())
     assert [o["y"][0] for o in found.outputs] == list(range(12)) and found.judged == 12
@@ -422,7 +429,7 @@ def test_a_good_model_passes_at_two_shapes(deploy: Deploy, relu: Path) -> None:
         found = deployment.report
         assert found.outcome is Outcome.PASSED and found.error == 0 and found.source == "generated"
         assert found.reference == "cpu/reference" and len(set(found.shapes)) == 2 and not found.kept
-        answer = deployment.run({"x": np.float32([[-1, 0, 2]])})
+        answer = deployment.run({"x": arr([[-1, 0, 2]], "float32")})
         assert answer["y"].tolist() == [[0, 0, 2]]
 
 
@@ -443,13 +450,13 @@ def test_constant_outputs_are_inconclusive(deploy: Deploy, constant: Path) -> No
 
 def test_samples_of_ones_own(deploy: Deploy, relu: Path, tmp_path: Path) -> None:
     place = tmp_path / "s.npz"
-    np.savez(place, x=np.float32([[1, 2, 3]]))
+    np.savez(place, x=arr([[1, 2, 3]], "float32"))
     with deploy(relu, accuracy={"samples": str(place)}) as deployment:
         assert deployment.report.source == "accuracy.samples" and deployment.report.shapes == ("x [1, 3]",)
-    np.savez(place, x=np.float32([[-1, -2, -3]]))
+    np.savez(place, x=arr([[-1, -2, -3]], "float32"))
     with pytest.raises(AccuracyRefused, match="inconclusive"):
         deploy(relu, accuracy={"samples": str(place)})
-    np.savez(place, x=np.float32([[1, 2]]))
+    np.savez(place, x=arr([[1, 2]], "float32"))
     with pytest.raises(UsageError, match="extent 2"):
         deploy(relu, accuracy={"samples": str(place)})
 
@@ -461,7 +468,7 @@ def test_cached_asks_the_reference_once(deploy: Deploy, relu: Path, monkeypatch:
             return found
 
     first = cached(min_agreement={"cosine": 0.9})
-    monkeypatch.setattr("paddock.deploy.reference_outputs", no_reference)
+    monkeypatch.setattr("paddock.prepare.reference_outputs", no_reference)
     assert cached(min_agreement={"cosine": 0.9}) == replace(first, kept=True)
     with pytest.raises(AssertionError, match="the reference was asked"):
         cached(min_agreement={"cosine": 0.9, "axis": 0})  # another rule is another check
@@ -469,19 +476,15 @@ def test_cached_asks_the_reference_once(deploy: Deploy, relu: Path, monkeypatch:
         deploy(relu, accuracy={"min_agreement": {"cosine": 0.9}})  # verify: always
 
 
-def test_an_inconclusive_check_is_not_kept(
-    deploy: Deploy, constant: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_inconclusive_check_is_not_kept(deploy: Deploy, constant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with deploy(constant, strict=False, accuracy={"verify": "cached"}):
         pass
     with pytest.raises(AccuracyRefused):
         deploy(constant, accuracy={"verify": "cached"})
 
 
-def test_golden_needs_no_reference(
-    deploy: Deploy, relu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = [np.float32([[1, -1, 2]]), np.float32([[3, -1, 2]])]
+def test_golden_needs_no_reference(deploy: Deploy, relu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [arr([[1, -1, 2]], "float32"), arr([[3, -1, 2]], "float32")]
     place = tmp_path / "g.npz"
     outputs = [np.maximum(row, 0) for row in rows]
     write_golden(place, Reference("cpu/reference", tuple({"x": r} for r in rows), tuple({"y": o} for o in outputs), 1))
@@ -511,7 +514,7 @@ def test_off_is_said(deploy: Deploy, constant: Path) -> None:
 def test_memory_is_refused_before_anything_is_built(
     deploy: Deploy, relu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paddock.deploy.build", no_reference)
+    monkeypatch.setattr("paddock.deployment.build", no_reference)
     with pytest.raises(MemoryRefused, match=r"memory\.limit"):
         deploy(relu, memory={"limit": 100}, batch_size=64)
 

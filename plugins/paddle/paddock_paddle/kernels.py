@@ -82,8 +82,8 @@ class Selector:
                     )
         if node.type == FETCH and node.inputs[0] in self.graph.inputs:
             return Verdict.no(
-                "Paddle's predictor refuses a program that returns an input unchanged "
-                "('More than one shadow output named ...')",
+                "Paddle's predictor refuses a program that returns an input unchanged ('More than one shadow output "
+                "named ...'); paddle.jit.save of 3.3 writes a returned `input + constant` as that, too",
                 "paddle/fluid/pir/utils/name_analysis.cc",
             )
         return None

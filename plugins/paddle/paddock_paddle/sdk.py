@@ -19,6 +19,8 @@ INSTALL = "pip install paddock-paddle[sdk]"
 _ENVIRONMENT = {"GLOG_minloglevel": "2"}
 """What Paddle reads while it is imported: no log lines under ERROR (Paddle logs on stderr through glog)."""
 
+_LEFT_BEHIND = ("OMP_NUM_THREADS", "CUSTOM_DEVICE_ROOT")
+
 _TRACE = re.compile(r"-+|\d+\s+.*|C\+\+ Traceback.*|\[operator <.*")
 
 _importing = threading.Lock()
@@ -28,11 +30,12 @@ _printing = threading.Lock()
 def import_quietly(name: str) -> Any:
     """Imports Paddle, or a package that imports it, and leaves the environment as it was.
 
-    Paddle sets OMP_NUM_THREADS to 1 for its process and whatever that starts; its own threads do not depend on it.
+    Paddle sets OMP_NUM_THREADS to 1 for its process and whatever that starts, though its own threads do not depend on
+    it, and an empty CUSTOM_DEVICE_ROOT.
     """
     with _importing, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kept = {key: os.environ.get(key) for key in (*_ENVIRONMENT, "OMP_NUM_THREADS")}
+        kept = {key: os.environ.get(key) for key in (*_ENVIRONMENT, *_LEFT_BEHIND)}
         os.environ.update({key: value for key, value in _ENVIRONMENT.items() if kept[key] is None})
         try:
             return importlib.import_module(name)

@@ -20,8 +20,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _export(folder: Path) -> None:
     import paddle
-    import paddle.nn.functional as F
     from paddle import nn
+    from paddle.nn import functional
     from paddle.static import InputSpec
     from paddle.vision.models import resnet18
 
@@ -44,14 +44,14 @@ def _export(folder: Path) -> None:
 
     class Linear(Layer):
         def forward(self, x: Any) -> Any:
-            return F.relu(self.a(x))
+            return functional.relu(self.a(x))
 
     class Embedding(Layer):
         def forward(self, ids: Any) -> Any:
             x = self.table(ids)
             x = self.norm(x + self.place(paddle.arange(paddle.shape(ids)[1])))
             q, k, v = paddle.split(self.qkv(x), 3, axis=-1)
-            x = x + F.softmax(paddle.matmul(q, k, transpose_y=True) * 0.3, axis=-1) @ v
+            x = x + functional.softmax(paddle.matmul(q, k, transpose_y=True) * 0.3, axis=-1) @ v
             best, where = paddle.topk(x, 4, axis=-1)
             return {"hidden": x, "best": best, "where": where}
 
@@ -74,7 +74,9 @@ def _export(folder: Path) -> None:
 
         def forward(self, x: Any, flag: Any, scale: Any, ids: Any) -> Any:
             y = paddle.where(flag, x * scale, -x)
-            return y.sum(), self.steps, ids + 1, y @ self.w.t(), self.brain.astype("float32") * self.factor, flag
+            # Not `ids + 1`: paddle.jit.save (3.3.1) saves that as `ids`.
+            more = self.brain.astype("float32") * self.factor, flag.logical_not()
+            return y.sum(), self.steps, ids + ids, y @ self.w.t(), *more
 
     class Through(Layer):
         def forward(self, x: Any) -> Any:
@@ -88,12 +90,13 @@ def _export(folder: Path) -> None:
 
     class Resize(Layer):
         def forward(self, x: Any) -> Any:
-            return F.interpolate(self.a(x), scale_factor=2, mode="bilinear")
+            return functional.interpolate(self.a(x), scale_factor=2, mode="bilinear")
 
     class Gathers(Layer):
         def forward(self, ids: Any, x: Any) -> Any:
             row = paddle.gather(self.w, ids.cast("int64"), axis=0) + paddle.index_select(self.w, ids, axis=0)
-            return row, paddle.gather(x, ids, axis=1), paddle.stack([x, x]), paddle.concat([x, x], 0), F.one_hot(ids, 5)
+            twice = paddle.stack([x, x]), paddle.concat([x, x], 0)
+            return row, paddle.gather(x, ids, axis=1), *twice, functional.one_hot(ids, 5)
 
     class Infinite(Layer):
         def forward(self, x: Any) -> Any:

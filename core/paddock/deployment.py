@@ -1,0 +1,259 @@
+"""`deploy()`: the spine from a model and a JSON config to a checked deployment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from paddock.child import Children
+from paddock.compile import build
+from paddock.errors import NotAvailable, PaddockError, StrictnessError, UsageError, did_you_mean
+from paddock.host import InProcessHost, Outputs, building
+from paddock.machine import host_facts, memory_available
+from paddock.model import Model
+from paddock.plan import Plan, Setting
+from paddock.planning import memory
+from paddock.planning.shapes import describe_shape
+from paddock.prepare import ConfigSource, ModelSource, Prepared, Progress, Samples, prepare
+from paddock.registry import Registry
+from paddock.samples import Border, Sample, digest_samples
+from paddock.spi import Artifact, Event, SegmentPlan, Session
+from paddock.verify import Outcome, Report, compare, describe_budget, judge
+
+
+def deploy(
+    model: ModelSource,
+    config: ConfigSource,
+    *,
+    registry: Registry | None = None,
+    children: Children | None = None,
+    progress: Progress | None = None,
+) -> Deployment:
+    """Deploys `model` as `config` says, checked against the reference.
+
+    Args:
+        model: A Paddle model (`.json`, `.pdiparams`, their stem or folder) or an ONNX file.
+        config: A JSON file's path, a JSON string, a dict or a `HardwareConfig`.
+        registry: The plugins to choose from; discovered anew by default.
+        children: Child processes to work in; started and ended by this call by default.
+        progress: Told in a few words what is being done.
+
+    Raises:
+        ConfigError, ModelError, UsageError: what was given is malformed or does not fit together.
+        NotAvailable: the hardware, SDK, precision or an operator is not to be had here; says what is missing.
+        StrictnessError: something asked for did not take effect (`strict`).
+        MemoryRefused: over the memory limit; before anything is allocated.
+        BuildFailed: the SDK could not compile, load or try out the model.
+        AccuracyRefused: disagrees with the reference; its `report` has the numbers.
+    """
+    with ExitStack() as stack:
+        if children is None:
+            children = stack.enter_context(Children())
+        prepared = prepare(model, config, registry=registry, children=children, progress=progress)
+        return carry_out(prepared)
+
+
+def carry_out(prepared: Prepared) -> Deployment:
+    """A plan carried out: checks the memory budget, builds, loads and verifies; see `deploy` for what it raises."""
+    registry, tell = prepared.workshop.registry, prepared.workshop.context.progress
+    try:
+        available = prepared.workshop.resolved.device.memory
+        if prepared.plan.memory.kind == "host":
+            available = min(available or memory_available(), memory_available())
+        memory.check_budget(prepared.plan.memory, available)
+        samples = prepared.samples()
+        tell(f"building for {prepared.plan.adapter}")
+        artifact, host = _load(prepared, samples.reference.samples if samples.reference else samples.inputs)
+    except BaseException as error:
+        _refuse(prepared, error)
+        raise
+    try:
+        settings = _settle(prepared, host)
+        plan = replace(prepared.plan, settings=settings)
+        tell("verifying")
+        report = _verify(prepared, host, samples)
+        judge(report, prepared.config, plan.adapter)
+    except BaseException as error:
+        host.close()
+        _refuse(prepared, error)
+        raise
+    registry.observe(Event("artifact", prepared.name, {"adapter": plan.adapter, "outcome": report.outcome.value}))
+    return Deployment(prepared, plan, report, artifact, host)
+
+
+class Deployment:
+    """A model served as its config asked, checked. Safe from many threads; a context manager.
+
+    Made by `paddock.deploy`.
+    """
+
+    def __init__(self, prepared: Prepared, plan: Plan, report: Report, artifact: Artifact, host: InProcessHost) -> None:
+        self.name = prepared.name
+        self.config = prepared.config
+        self.plan = plan
+        """The frozen plan, with what took effect."""
+        self.report = report
+        """The verification's report."""
+        self.artifact = artifact
+        self._prepared = prepared
+        self._host = host
+        self._registry = prepared.workshop.registry
+        self._border = Border(prepared.origin.graph)
+        inputs = zip(prepared.origin.graph.input_values, prepared.target.graph.input_values, strict=True)
+        outputs = zip(prepared.origin.graph.output_values, prepared.target.graph.output_values, strict=True)
+        self._inputs = {here.name: there.name for here, there in inputs}
+        self._outputs = {here.name: there.name for here, there in outputs}
+        self._renames = any(here != there for here, there in (*self._inputs.items(), *self._outputs.items()))
+
+    @property
+    def model(self) -> Model:
+        """The model as the user gave it, with the config's shapes as bounds."""
+        return self._prepared.origin
+
+    @property
+    def registry(self) -> Registry:
+        """The plugins it was chosen from."""
+        return self._registry
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Each input's dtype and admitted shape, printable."""
+        graph = self._prepared.origin.graph
+        return {value.name: f"{value.dtype} {describe_shape(graph, value)}" for value in graph.input_values}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs' names."""
+        return tuple(self._outputs)
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """Answers one request.
+
+        Args:
+            feeds: An array for each input: NumPy, or anything with `__dlpack__` on the host.
+            outputs: The outputs wanted; all by default.
+
+        Returns the outputs by name, arrays that belong to the caller. Raises `UsageError` for feeds that do not fit,
+        `RunFailed` where the backend fails or the deployment is closed.
+        """
+        ready = self._border.check(feeds)
+        if not self._renames and outputs is None:
+            return self._host.run(ready)
+        return self._named(self._host.run(*self._translated(ready, outputs)))
+
+    def submit(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
+    ) -> Future[dict[str, np.ndarray[Any, Any]]]:
+        """`run` on the deployment's own threads; the feeds are checked at once and must not change until it is done."""
+        answer: Future[Outputs] = Future()
+        inner = self._host.submit(*self._translated(self._border.check(feeds), outputs))
+
+        def done(finished: Future[Outputs]) -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            error = finished.exception()
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(self._named(finished.result()))
+
+        inner.add_done_callback(done)
+        return answer
+
+    def close(self) -> None:
+        """Waits for the requests inside, then frees everything; closing twice is fine."""
+        self._host.close()
+        self._prepared.discard()
+        self._registry.observe(Event("closed", self.name))
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _translated(
+        self, ready: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None
+    ) -> tuple[dict[str, np.ndarray[Any, Any]], list[str] | None]:
+        wanted = None if outputs is None else [self._output(name) for name in outputs]
+        return {self._inputs[name]: array for name, array in ready.items()}, wanted
+
+    def _named(self, found: Outputs) -> Outputs:
+        return {here: found[there] for here, there in self._outputs.items() if there in found}
+
+    def _output(self, name: str) -> str:
+        if name not in self._outputs:
+            known = list(self._outputs)
+            raise UsageError(
+                f"the model has no output {name!r}",
+                where="outputs",
+                candidates=known,
+                remedy=did_you_mean(str(name), known),
+            )
+        return self._outputs[name]
+
+
+def _load(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Artifact, InProcessHost]:
+    """The artifact, tried out in a child, and its sessions in this process."""
+    resolved, context = prepared.workshop.resolved, prepared.workshop.context
+    segment = SegmentPlan(
+        prepared.plan.placement.segments[0], prepared.plan.precision, prepared.plan.memory, prepared.plan.remedies
+    )
+    inputs = [prepared.to_target(sample) for sample in samples]
+    artifact = build(prepared.workshop, prepared.target, prepared.plan, segment, inputs)
+
+    def load() -> Session:
+        adapter = prepared.workshop.adapter()
+        verdict = adapter.compatible(artifact)
+        if not verdict.usable:
+            raise NotAvailable(f"{resolved.name}: its artifact does not fit this host: {verdict.reason}")
+        session: Session = building(f"{resolved.name}: loading", lambda: adapter.load(artifact, context))
+        return session
+
+    threading_kind = resolved.registered.adapter.concurrency.threading
+    return artifact, InProcessHost(load, threading_kind, prepared.config.instances, resolved.name)
+
+
+def _verify(prepared: Prepared, host: InProcessHost, samples: Samples) -> Report:
+    """The report on a loaded deployment; `verify: cached` takes an earlier one for the same plan and samples."""
+    budget = describe_budget(prepared.config)
+    if prepared.config.accuracy.verify == "off":
+        return Report(Outcome.OFF, "not verified", reason='accuracy.verify is "off"')
+    registry = prepared.workshop.registry
+    key = [prepared.plan.key, digest_samples(samples.inputs), budget, host_facts()]
+    if prepared.config.accuracy.verify == "cached" and (known := registry.store.get("verified", key)) is not None:
+        return replace(Report.from_json(known), kept=True)
+    reference = samples.reference or prepared.reference(samples)
+    answers = [prepared.answer(host, sample) for sample in reference.samples[: reference.judged]]
+    report = compare(reference, answers, prepared.config, samples.source)
+    if report.outcome is Outcome.PASSED:
+        registry.store.put("verified", key, report.to_json())
+    return report
+
+
+def _settle(prepared: Prepared, host: InProcessHost) -> tuple[Setting, ...]:
+    """The settings with what took effect; in strict mode raises where that is not what was asked for."""
+    observed = building(f"{prepared.plan.adapter}: observing", host.observed).settings
+    settings = tuple(replace(s, effective=observed.get(s.name)) for s in prepared.plan.settings)
+    ignored = [s for s in settings if s.effective is not None and s.effective != s.requested]
+    if ignored and prepared.config.strict:
+        raise StrictnessError(
+            f"{prepared.plan.adapter} did not do what was asked: "
+            + "; ".join(f"{s.name} {s.requested!r} took effect as {s.effective!r}" for s in ignored),
+            where=f"$.{ignored[0].name}",
+            remedy='ask for what takes effect, or set "strict": false',
+        )
+    return settings
+
+
+def _refuse(prepared: Prepared, error: BaseException) -> None:
+    prepared.discard()
+    if isinstance(error, PaddockError):
+        facts = {"error": type(error).__name__, "problem": error.problem}
+        prepared.workshop.registry.observe(Event("refused", prepared.name, facts))

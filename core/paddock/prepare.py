@@ -1,0 +1,195 @@
+"""Everything up to the plan: read, bound, resolve, convert, select, plan. Nothing is built, loaded or allocated."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddock.child import Children
+from paddock.compile import Workshop, select
+from paddock.config import HardwareConfig
+from paddock.errors import ConfigError
+from paddock.host import ExecutionHost, Outputs, building
+from paddock.model import Model
+from paddock.plan import Plan, Setting
+from paddock.planning import memory
+from paddock.planning.operators import place, verify_placement
+from paddock.planning.precision import plan_precision
+from paddock.planning.shapes import apply_shapes, describe_shape
+from paddock.reading import adapted, open_model
+from paddock.registry import Registry, Resolved
+from paddock.samples import Sample, generate, load_samples
+from paddock.spi import Arrays, Context, Event
+from paddock.verify import Reference, describe_budget, read_golden, reference_outputs
+
+ModelSource = str | os.PathLike[str] | Model
+ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | HardwareConfig
+Progress = Callable[[str], None]
+
+_NAMES = (f"deployment {number}" for number in itertools.count(1))
+
+
+def prepare(
+    model: ModelSource,
+    config: ConfigSource,
+    *,
+    children: Children,
+    registry: Registry | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """The plan, with all that it takes to carry it out. Same arguments and errors as `paddock.deploy`."""
+    tell = progress or (lambda message: None)
+    config = HardwareConfig.load(config)
+    registry = registry if registry is not None else Registry.discover()
+    tell("reading the model")
+    origin = open_model(model, registry, children)
+    origin = origin.with_graph(apply_shapes(origin.graph, config))
+    resolved = registry.resolve(config)
+    tell(f"planning for {resolved.name}")
+    target = adapted(origin, resolved.registered.adapter, registry, children)
+    precision = plan_precision(target, config, resolved.name)
+    work = Path(tempfile.mkdtemp(prefix="paddock-"))
+    try:
+        cache = registry.store.private("adapters", [resolved.name, dict(resolved.versions)])
+        workshop = Workshop(registry, children, resolved, Context(work, cache, tell))
+        adapter = building(f"{resolved.name}: constructing", workshop.adapter)
+        placement = place(target, resolved.name, select(workshop, target), config)
+        verify_placement(target.graph, placement)
+        predicted = adapter.plan_memory(target, precision)
+        if predicted is None:
+            planner = "backend" if type(adapter).plans_memory else "none"
+            predicted = memory.predict(target.graph, config, resolved.device.memory_kind, planner)
+        verify = config.accuracy.verify
+        plan = Plan(
+            model=origin.fingerprint,
+            format=target.format,
+            adapter=resolved.name,
+            device=f"{resolved.device.index} ({resolved.device.name})",
+            precision=precision,
+            placement=placement,
+            memory=predicted,
+            shapes={value.name: describe_shape(origin.graph, value) for value in origin.graph.input_values},
+            settings=_settings(config, resolved),
+            remedies=tuple(adapter.known_defects(target)),
+            versions=dict(resolved.versions),
+            verify=verify,
+            reference=() if verify in ("off", "golden") else _reference_names(registry, origin),
+            budget=describe_budget(config) if verify != "off" else "not verified",
+            notes=_notes(config, resolved, origin, target),
+        )
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    name = next(_NAMES)
+    for passed, reason in resolved.skipped:
+        registry.observe(Event("candidate", name, {"skipped": passed, "reason": reason, "taken": resolved.name}))
+    registry.observe(Event("plan", name, {"adapter": plan.adapter, "key": plan.key}))
+    return Prepared(name, config, origin, target, plan, workshop)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with all that it takes to carry it out."""
+
+    name: str
+    config: HardwareConfig
+    origin: Model
+    """The model as the user gave it, with the config's bounds."""
+    target: Model
+    """The model in the adapter's format."""
+    plan: Plan
+    workshop: Workshop
+
+    def discard(self) -> None:
+        """Removes the work folder of a plan that is not carried out."""
+        shutil.rmtree(self.workshop.context.work, ignore_errors=True)
+
+    def samples(self) -> Samples:
+        """What the deployment is to be checked on; raises `ConfigError` where it does not fit the model."""
+        accuracy, graph = self.config.accuracy, self.origin.graph
+        if accuracy.golden is not None:
+            return Samples((), "golden outputs", read_golden(accuracy.golden, self.origin))
+        if accuracy.samples is not None:
+            found = load_samples(accuracy.samples, graph)
+            return Samples(tuple(found), "accuracy.samples", extra=_shuffled(found[0]))
+        format = self.workshop.registry.formats[self.origin.format]
+        try:
+            return Samples(tuple(generate(graph, format.gathers, format.transparent)), "generated")
+        except ConfigError:
+            if accuracy.verify == "off":
+                return Samples((), "none")
+            raise
+
+    def reference(self, samples: Samples) -> Reference:
+        """The reference's answers to the samples, and to one more that shows whether outputs vary at all."""
+        children = self.workshop.children
+        asked = (*samples.inputs, *([samples.extra] if samples.extra is not None else []))
+        found = reference_outputs(
+            self.workshop.registry, self.origin, asked, lambda label: children.get(f"{label} (reference)")
+        )
+        return replace(found, judged=len(samples.inputs))
+
+    def to_target(self, feeds: Arrays) -> Arrays:
+        """Feeds under the names that the adapter's format uses; conversions keep the order, not always the names."""
+        names = zip(self.origin.graph.input_values, self.target.graph.input_values, strict=True)
+        return {there.name: feeds[here.name] for here, there in names}
+
+    def answer(self, host: ExecutionHost, sample: Sample) -> Outputs:
+        """One run, under the user's own output names."""
+        found = host.run(self.to_target(sample))
+        names = zip(self.origin.graph.output_values, self.target.graph.output_values, strict=True)
+        return {here.name: found[there.name] for here, there in names}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a deployment is checked on, where it came from, and golden answers where there are any."""
+
+    inputs: tuple[Sample, ...]
+    source: str
+    reference: Reference | None = None
+    extra: Sample | None = None
+    """One more input for the reference alone, to see whether outputs vary; not judged."""
+
+
+def _settings(config: HardwareConfig, resolved: Resolved) -> tuple[Setting, ...]:
+    """What was asked for, in the config's words: only what stands in the config, and the precision."""
+    settings = [Setting("precision", config.precision.value), Setting("instances", config.instances)]
+    settings.append(
+        Setting("threads", resolved.config.threads, reason="" if config.threads else "cores over instances")
+    )
+    parsed = resolved.config.options.model_dump(mode="json")
+    settings += [Setting(f"options.{name}", parsed[name]) for name in sorted(config.options)]
+    return tuple(settings)
+
+
+def _notes(config: HardwareConfig, resolved: Resolved, origin: Model, target: Model) -> tuple[str, ...]:
+    notes = [f"{name} was passed over: {reason}" for name, reason in resolved.skipped]
+    if target.source is not None:
+        notes.append(f"converted from {origin.format} to {target.format}")
+    if config.accuracy.verify == "off":
+        notes.append('NOT VERIFIED: accuracy.verify is "off"')
+    if not config.strict:
+        notes.append("not strict: settings without effect and inconclusive checks are let through")
+    narrow = sorted({v.dtype for v in origin.graph.values if v.dtype in ("float16", "bfloat16")})
+    if narrow:
+        notes.append(f"the model itself computes partly in {', '.join(narrow)}")
+    return tuple(notes)
+
+
+def _reference_names(registry: Registry, model: Model) -> tuple[str, ...]:
+    return tuple(entry.adapter.name() for entry in registry.references(model.format))
+
+
+def _shuffled(sample: Sample) -> Sample:
+    """The sample's own elements in another order: other values, every one in its range."""
+    rng = np.random.default_rng(0)
+    return {name: rng.permutation(array.ravel()).reshape(array.shape) for name, array in sample.items()}
