@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from paddock import cli, errors
@@ -374,7 +375,8 @@ def test_ctrl_c(folder: Path, flag: Sequence[str]) -> None:
         [*PADDOCK, *map(str, arguments), *flag], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, env={**os.environ, **OURS},
     )  # fmt: skip
-    time.sleep(3)  # Into the work; whether it is importing, deploying or measuring by then must make no difference.
+    while process.poll() is None and not psutil.Process(process.pid).children():
+        time.sleep(0.05)  # until it is at work: its first child is there
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert "Traceback" not in err and process.returncode == 130, err
