@@ -17,10 +17,11 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 
 # Read top to bottom, this is the way a config takes; a module imports only what stands above it.
 ORDER = [
-    "errors", "graph", "plan", "config", "machine", "model", "spi",
-    "onnx_wire", "onnx_tensors", "onnx_format", "builtin", "child", "cache", "registry",
+    "errors", "graph", "plan", "jsontext", "config", "machine", "model", "spi",
+    "onnx_wire", "onnx_tensors", "onnx_format", "builtin", "child", "cache", "contract", "wellknown", "registry",
     "planning", "planning.shapes", "planning.operators", "planning.precision", "planning.memory",
-    "samples", "host", "reading", "compile", "verify", "prepare", "deployment", "bench", "compare", "show", "cli",
+    "samples", "host", "reading", "compile", "metrics", "references", "verify", "prepare", "deployment",
+    "bench", "compare", "show", "terminal", "cli",
 ]  # fmt: skip
 SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {

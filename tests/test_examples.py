@@ -12,8 +12,8 @@ from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.deployment import Deployment, deploy
 from paddock.errors import AccuracyRefused, NotAvailable
+from paddock.metrics import relative_error
 from paddock.registry import Registry
-from paddock.verify import relative_error
 
 ROOT = Path(__file__).resolve().parents[1]
 READY = sorted(path for path in (ROOT / "adapters_json").glob("*.json") if "schema" not in path.name)

@@ -75,8 +75,10 @@ class Store:
         def make() -> None:
             if _intact(place):
                 return
-            shutil.rmtree(place, ignore_errors=True)
-            fresh = Path(tempfile.mkdtemp(dir=place.parent, prefix=".making-"))
+            # Under the lock, so whoever was making this entry before is dead.
+            for dead in (place, *place.parent.glob(f".making-{place.name}-*")):
+                shutil.rmtree(dead, ignore_errors=True)
+            fresh = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".making-{place.name}-"))
             try:
                 build(fresh)
                 files = {

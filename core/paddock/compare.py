@@ -13,8 +13,9 @@ from paddock.deployment import carry_out, deploy
 from paddock.errors import AccuracyRefused, PaddockError, UsageError
 from paddock.plan import Plan
 from paddock.prepare import prepare
+from paddock.references import write_golden
 from paddock.registry import Registry
-from paddock.verify import Report, write_golden
+from paddock.verify import Report
 
 
 @dataclass(frozen=True)

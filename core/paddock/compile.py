@@ -82,9 +82,7 @@ def build(workshop: Workshop, model: Model, plan: Plan, segment: SegmentPlan, sa
                 f"{plan.adapter}: compiling", lambda: workshop.adapter().compile(model, segment, workshop.context)
             ))  # fmt: skip
         resolved = workshop.resolved
-        artifact = _checked(workshop.child.call(
-            _compile_here, resolved, model, segment, workshop.context.work, workshop.context.cache, seconds=_SECONDS
-        ))  # fmt: skip
+        artifact = compile_in(workshop.child, resolved, model, segment, workshop.context)
         _try_out(workshop, artifact, samples[:1])
     except Unsupported as error:
         named = [model.graph.nodes[index].label for index in error.nodes if index < len(model.graph.nodes)]
@@ -116,6 +114,11 @@ def _check_answer(answer: object, artifact: Artifact) -> None:
     missing = [name for name in artifact.outputs if name not in answer]
     if missing:
         raise BuildFailed(f"run() left out the outputs {', '.join(missing)}")
+
+
+def compile_in(child: Child, resolved: Resolved, model: Model, segment: SegmentPlan, context: Context) -> Artifact:
+    """The adapter's `compile`, run in a child process."""
+    return _checked(child.call(_compile_here, resolved, model, segment, context.work, context.cache, seconds=_SECONDS))
 
 
 def _checked(artifact: object) -> Artifact:

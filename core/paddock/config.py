@@ -7,7 +7,6 @@ Every error names the file, the JSON path, the candidates and the remedy.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from paddock.errors import ConfigError, did_you_mean
+from paddock.jsontext import dump, json_path, kind_of, loads, named, read_text, short
 from paddock.plan import Precision
 
 RESERVED = ("repair", "isolation", "timeout", "warm_start", "tune")
@@ -44,8 +44,6 @@ DEFAULT_MAX_ERROR: Mapping[Precision, float] = {
 }
 """The accuracy budget where a config names none: relative error against the fp32 reference (docs/config.md)."""
 
-MAX_BYTES = 64 * 1024
-
 
 class _Part(BaseModel):
     # Built at the first use: building validators would be half of what importing paddock takes.
@@ -57,12 +55,6 @@ def _beside_the_config(path: Path, info: ValidationInfo) -> Path:
         raise PydanticCustomError("path", "a path cannot hold a NUL character")
     base = info.context["base"] if info.context else Path()
     return Path(os.path.normpath(base / path))
-
-
-def _named(path: Any) -> Any:
-    if path == "":
-        raise PydanticCustomError("path", "names no file or folder")
-    return path
 
 
 _SIZE = r"^[0-9]{1,12}(\.[0-9]{1,6})?\s*([kKmMgGtT](i?[bB])?|[bB])?$"
@@ -87,7 +79,7 @@ def _distinct(names: tuple[Any, ...]) -> tuple[Any, ...]:
     return names
 
 
-ConfigPath = Annotated[Path, BeforeValidator(_named), AfterValidator(_beside_the_config), Field(strict=False)]
+ConfigPath = Annotated[Path, BeforeValidator(named), AfterValidator(_beside_the_config), Field(strict=False)]
 Size = Annotated[
     ByteSize,
     BeforeValidator(_readable_size),
@@ -260,20 +252,20 @@ class HardwareConfig(_Part):
         if isinstance(source, HardwareConfig):
             return source
         if isinstance(source, Mapping):
-            return cls._parse(_dump(source), "config", Path())
+            return cls._parse(dump(source), "config", Path())
         text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
         if not isinstance(text, str):
             raise ConfigError("a config is a path, a dict or a JSON string", where="config")
         if text.lstrip().startswith("{"):
             return cls._parse(text, "config", Path())
         path = Path(text)
-        return cls._parse(_read(path), str(path), path.parent)
+        return cls._parse(read_text(path), str(path), path.parent)
 
     @classmethod
     def _parse(cls, text: str, where: str, base: Path) -> HardwareConfig:
-        data = _loads(text, where)
+        data = loads(text, where)
         if not isinstance(data, dict):
-            raise ConfigError(f"a config is a JSON object, not {_kind(data)}", where=where)
+            raise ConfigError(f"a config is a JSON object, not {kind_of(data)}", where=where)
         for key in RESERVED:
             if key in data:
                 raise ConfigError(
@@ -302,83 +294,6 @@ def _as_tuple(extents: Extents) -> tuple[int, ...]:
     return (extents,) if isinstance(extents, int) else extents
 
 
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        near = did_you_mean(path.name, _json_files(path.parent))
-        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), remedy=near) from None
-    except ValueError as error:
-        raise ConfigError(f"is no path: {error}", where=ascii(str(path))) from None
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"is larger than {MAX_BYTES // 1024} KiB: not a config", where=str(path))
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8: {error.reason} at byte {error.start}", where=str(path)) from None
-
-
-def _json_files(folder: Path) -> list[str]:
-    try:
-        return sorted(p.name for p in folder.glob("*.json"))
-    except OSError:
-        return []
-
-
-def _dump(data: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(data, default=_plain)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"is not JSON data: {error}", where="config") from None
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else os.fspath(value)
-
-
-def _loads(text: str, where: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ConfigError(f"the key {twice!r} stands twice in one object", where=where)
-        return found
-
-    def refuse(constant: str) -> Any:
-        raise ConfigError(f"{constant} is not JSON", where=where)
-
-    def finite(number: str) -> float:
-        if math.isinf(float(number)):
-            raise ConfigError(f"{_short(number)} is too large for a number", where=where)
-        return float(number)
-
-    try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
-    except json.JSONDecodeError as error:
-        place = f"{where}: line {error.lineno}, column {error.colno}"
-        raise ConfigError(f"is not JSON: {error.msg}", where=place) from None
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(f"is not JSON: {error}", where=where) from None
-
-
-def _kind(data: Any) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(data), "a number")
-
-
-def json_path(location: Sequence[int | str]) -> str:
-    """`("accuracy", "samples", 0)` -> `$.accuracy.samples[0]`; `("shapes", "x.0")` -> `$.shapes["x.0"]`."""
-
-    def step(part: int | str) -> str:
-        if isinstance(part, str) and re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$-]*", part):
-            return f".{part}"
-        return f"[{json.dumps(part)}]"
-
-    return "$" + "".join(map(step, location))
-
-
 def _as_config_error(error: ValidationError, where: str, data: Any) -> ConfigError:
     """The first finding, with the names that could have stood there; a misspelt key before one that is missing."""
     findings = error.errors(include_url=False)
@@ -399,10 +314,10 @@ def _as_config_error(error: ValidationError, where: str, data: Any) -> ConfigErr
         message = "is not JSON: " + re.sub(r" at line \d+ column \d+$", "", str(found["ctx"]["error"]))
     elif found["type"] in ("enum", "literal_error"):
         candidates = [c.strip(" '") for c in re.split(r",| or ", str(found["ctx"]["expected"]))]
-        message = f"{_short(found['input'])} is not one of the known values"
+        message = f"{short(found['input'])} is not one of the known values"
         remedy = did_you_mean(str(found["input"]), candidates)
     else:
-        message = f"{message} (found {_short(found['input'])})"
+        message = f"{message} (found {short(found['input'])})"
     others = error.error_count() - 1
     if others:
         message += f"; {others} more finding{'s' if others > 1 else ''}"
@@ -426,8 +341,3 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
             return []
         model = _INNER[part]
     return sorted(field.alias or name for name, field in model.model_fields.items())
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -80,7 +80,10 @@ def carry_out(prepared: Prepared) -> Deployment:
         report = _verify(prepared, host, samples)
         judge(report, prepared.config, plan.adapter)
     except BaseException as error:
-        host.close()
+        try:
+            host.close()
+        except PaddockError as closing:
+            error.add_note(f"and closing the sessions failed: {closing}")
         _refuse(prepared, error)
         raise
     registry.observe(Event("artifact", prepared.name, {"adapter": plan.adapter, "outcome": report.outcome.value}))
@@ -145,7 +148,7 @@ class Deployment:
         ready = self._border.check(feeds)
         if not self._renames and outputs is None:
             return self._host.run(ready)
-        return self._named(self._host.run(*self._translated(ready, outputs)))
+        return self._named(self._host.run(*self._translated(ready, outputs)), outputs)
 
     def submit(
         self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
@@ -161,16 +164,18 @@ class Deployment:
             if error is not None:
                 answer.set_exception(error)
             else:
-                answer.set_result(self._named(finished.result()))
+                answer.set_result(self._named(finished.result(), outputs))
 
         inner.add_done_callback(done)
         return answer
 
     def close(self) -> None:
         """Waits for the requests inside, then frees everything; closing twice is fine."""
-        self._host.close()
-        self._prepared.discard()
-        self._registry.observe(Event("closed", self.name))
+        try:
+            self._host.close()
+        finally:
+            self._prepared.discard()
+            self._registry.observe(Event("closed", self.name))
 
     def __enter__(self) -> Deployment:
         return self
@@ -184,8 +189,8 @@ class Deployment:
         wanted = None if outputs is None else [self._output(name) for name in outputs]
         return {self._inputs[name]: array for name, array in ready.items()}, wanted
 
-    def _named(self, found: Outputs) -> Outputs:
-        return {here: found[there] for here, there in self._outputs.items() if there in found}
+    def _named(self, found: Outputs, wanted: Sequence[str] | None) -> Outputs:
+        return {here: found[there] for here, there in self._outputs.items() if wanted is None or here in wanted}
 
     def _output(self, name: str) -> str:
         if name not in self._outputs:
@@ -210,7 +215,7 @@ def _load(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Artifact, InPr
 
     def load() -> Session:
         adapter = prepared.workshop.adapter()
-        verdict = adapter.compatible(artifact)
+        verdict = building(f"{resolved.name}: checking the artifact", lambda: adapter.compatible(artifact))
         if not verdict.usable:
             raise NotAvailable(f"{resolved.name}: its artifact does not fit this host: {verdict.reason}")
         session: Session = building(f"{resolved.name}: loading", lambda: adapter.load(artifact, context))
@@ -226,7 +231,8 @@ def _verify(prepared: Prepared, host: InProcessHost, samples: Samples) -> Report
     if prepared.config.accuracy.verify == "off":
         return Report(Outcome.OFF, "not verified", reason='accuracy.verify is "off"')
     registry = prepared.workshop.registry
-    key = [prepared.plan.key, digest_samples(samples.inputs), budget, host_facts()]
+    against = [[e.adapter.name(), e.version, dict(registry.probe(e).versions)] for e in prepared.references()]
+    key = [prepared.plan.key, digest_samples(samples.inputs), budget, against, host_facts()]
     if prepared.config.accuracy.verify == "cached" and (known := registry.store.get("verified", key)) is not None:
         return replace(Report.from_json(known), kept=True)
     reference = samples.reference or prepared.reference(samples)

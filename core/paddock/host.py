@@ -61,7 +61,10 @@ class InProcessHost(ExecutionHost):
         self._closing = threading.Lock()
         self._closed = False
         # One thread for each instance: they stay, since a new thread can cost a runtime 0.3 s and 139 MB.
-        self._threads = ThreadPoolExecutor(instances, thread_name_prefix=f"paddock {name}")
+        self._own: set[int] = set()
+        self._threads = ThreadPoolExecutor(
+            instances, thread_name_prefix=f"paddock {name}", initializer=lambda: self._own.add(threading.get_ident())
+        )
         self._bound = threading_kind is Threading.BOUND
         self._sessions: list[Session] = []
         self._owners: dict[int, ThreadPoolExecutor] = {}
@@ -96,6 +99,11 @@ class InProcessHost(ExecutionHost):
         return found
 
     def close(self) -> None:
+        if threading.get_ident() in self._own:
+            raise RunFailed(
+                f"the deployment on {self._name} cannot be closed from a callback of its own: it would wait for itself",
+                remedy="close it from another thread",
+            )
         with self._closing:
             if self._closed:
                 return

@@ -17,6 +17,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from paddock.graph import Choice, Range
+
 
 class Precision(StrEnum):
     """What a deployment computes in (not merely stores)."""
@@ -132,6 +134,8 @@ class MemoryPlan:
     activations: int
     io: int
     instances: int = 1
+    weights_shared: bool = False
+    """Whether all instances live on one copy of the weights."""
     unknown: int = 0
     planned_by: str = "backend"
     kind: str = "host"
@@ -140,7 +144,8 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Weights, intermediates and inputs/outputs of every instance, in bytes: a lower bound."""
-        return (self.weights + self.activations + self.io) * self.instances
+        copies = 1 if self.weights_shared else self.instances
+        return self.weights * copies + (self.activations + self.io) * self.instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,10 @@ class Plan:
     memory: MemoryPlan
     shapes: Mapping[str, str]
     """Each input's shape as the config admits it, printable."""
+    bounds: Mapping[str, Range] = field(default_factory=dict)
+    """The same for machines: the range of each symbolic dimension, with its optimum."""
+    choices: tuple[Choice, ...] = ()
+    """Dimensions that the config couples; see `Graph.choices`."""
     settings: tuple[Setting, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -193,7 +202,8 @@ class Plan:
         """The part of the plan that changes what is built or answered, as JSON data."""
         full = self.to_json()
         return {
-            **{k: full[k] for k in ("model", "format", "adapter", "device", "shapes", "versions", "verify", "budget")},
+            **{k: full[k] for k in ("model", "format", "adapter", "device", "versions", "verify", "budget")},
+            **{k: full[k] for k in ("shapes", "bounds", "choices")},
             "precision": {k: full["precision"][k] for k in ("precision", "means", "keep_fp32")},
             "placement": [[n["node"], n["adapter"]] for n in full["placement"]["nodes"]],
             "segments": full["placement"]["segments"],

@@ -25,10 +25,11 @@ from paddock.planning.operators import place, verify_placement
 from paddock.planning.precision import plan_precision
 from paddock.planning.shapes import apply_shapes, describe_shape
 from paddock.reading import adapted, open_model
-from paddock.registry import Registry, Resolved
+from paddock.references import Reference, read_golden, reference_outputs
+from paddock.registry import Registered, Registry, Resolved
 from paddock.samples import Sample, generate, load_samples
 from paddock.spi import Arrays, Context, Event
-from paddock.verify import Reference, describe_budget, read_golden, reference_outputs
+from paddock.verify import describe_budget
 
 ModelSource = str | os.PathLike[str] | Model
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | HardwareConfig
@@ -63,10 +64,12 @@ def prepare(
         adapter = building(f"{resolved.name}: constructing", workshop.adapter)
         placement = place(target, resolved.name, select(workshop, target), config)
         verify_placement(target.graph, placement)
-        predicted = adapter.plan_memory(target, precision)
+        predicted = building(f"{resolved.name}: planning memory", lambda: adapter.plan_memory(target, precision))
         if predicted is None:
-            planner = "backend" if type(adapter).plans_memory else "none"
-            predicted = memory.predict(target.graph, config, resolved.device.memory_kind, planner)
+            kind = type(adapter)
+            planner = "backend" if kind.plans_memory else "none"
+            shares = kind.concurrency.shares_weights
+            predicted = memory.predict(target.graph, config, resolved.device.memory_kind, planner, shares)
         verify = config.accuracy.verify
         plan = Plan(
             model=origin.fingerprint,
@@ -78,10 +81,12 @@ def prepare(
             memory=predicted,
             shapes={value.name: describe_shape(origin.graph, value) for value in origin.graph.input_values},
             settings=_settings(config, resolved),
-            remedies=tuple(adapter.known_defects(target)),
+            bounds=dict(origin.graph.bounds),
+            choices=origin.graph.choices,
+            remedies=tuple(building(f"{resolved.name}: listing known defects", lambda: adapter.known_defects(target))),
             versions=dict(resolved.versions),
             verify=verify,
-            reference=() if verify in ("off", "golden") else _reference_names(registry, origin),
+            reference=tuple(entry.adapter.name() for entry in _references(registry, origin, verify)),
             budget=describe_budget(config) if verify != "off" else "not verified",
             notes=_notes(config, resolved, origin, target),
         )
@@ -127,6 +132,10 @@ class Prepared:
             if accuracy.verify == "off":
                 return Samples((), "none")
             raise
+
+    def references(self) -> list[Registered]:
+        """The adapters that may serve as the reference, best first."""
+        return _references(self.workshop.registry, self.origin, self.config.accuracy.verify)
 
     def reference(self, samples: Samples) -> Reference:
         """The reference's answers to the samples, and to one more that shows whether outputs vary at all."""
@@ -185,8 +194,9 @@ def _notes(config: HardwareConfig, resolved: Resolved, origin: Model, target: Mo
     return tuple(notes)
 
 
-def _reference_names(registry: Registry, model: Model) -> tuple[str, ...]:
-    return tuple(entry.adapter.name() for entry in registry.references(model.format))
+def _references(registry: Registry, model: Model, verify: str) -> list[Registered]:
+    """Who may be the reference, best first; nobody where none is asked."""
+    return [] if verify in ("off", "golden") else registry.references(model.format)
 
 
 def _shuffled(sample: Sample) -> Sample:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
 from paddock.child import Children
-from paddock.errors import BuildFailed, ConfigError, ModelError, NotAvailable, nearest
+from paddock.errors import BuildFailed, ConfigError, ModelError, NotAvailable, PaddockError, nearest
 from paddock.graph import Graph, Range
+from paddock.host import first_line
 from paddock.model import Files, Model, fingerprint
 from paddock.registry import Registry
 from paddock.spi import Adapter, Format
@@ -29,6 +30,8 @@ def _graphs() -> TypeAdapter[Graph]:
     return TypeAdapter(Graph)
 
 
+T = TypeVar("T")
+
 _CONVERSION = "conversion.json"
 
 
@@ -38,11 +41,14 @@ def open_model(path: str | os.PathLike[str] | Model, registry: Registry, childre
         return path
     try:
         place = Path(os.fspath(path))
-        located = {
-            name: files for name, format in registry.formats.items() if (files := format.locate(place)) is not None
-        }
+        place.exists()
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"cannot be looked up: {error}", where=ascii(str(path))) from None
+        raise ModelError(f"cannot be looked up: {error}", where=ascii(str(path))[:200]) from None
+    located = {
+        name: files
+        for name, format in registry.formats.items()
+        if (files := _asked(format, place, lambda format=format: format.locate(place))) is not None  # type: ignore[misc]
+    }
     if not located:
         raise _unknown(place, registry)
     if len(located) > 1:
@@ -78,7 +84,7 @@ def _takes(registry: Registry, name: str, formats: Sequence[str]) -> bool:
 
 
 def _read(format: Format, files: Files, registry: Registry, children: Children) -> Model:
-    complete = format.complete(files)
+    complete = _asked(format, next(iter(files.values())), lambda: format.complete(files))
     mark = fingerprint(format.name, complete)
     owner = _owner(format, registry)
 
@@ -148,6 +154,16 @@ def _owner(format: Format, registry: Registry) -> list[str]:
         if format.name in plugin.formats:
             return [plugin.distribution, plugin.version, *format.versions()]
     raise ConfigError(f"no plugin brings the format {format.name}")
+
+
+def _asked(format: Format, place: Path, question: Callable[[], T]) -> T:
+    """A format's answer about files; whatever a plugin raises there becomes a `ModelError`."""
+    try:
+        return question()
+    except PaddockError:
+        raise
+    except Exception as error:
+        raise ModelError(f"cannot be looked up as {format.name}: {first_line(error)}", where=str(place)) from error
 
 
 def _unknown(place: Path, registry: Registry) -> ModelError:

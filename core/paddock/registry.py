@@ -13,11 +13,10 @@ import importlib.util
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -27,22 +26,22 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from paddock import builtin, spi
 from paddock.cache import Store
 from paddock.child import call_in_child
-from paddock.config import HardwareConfig, json_path
+from paddock.config import HardwareConfig
+from paddock.contract import check_adapter, check_format
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, did_you_mean
+from paddock.jsontext import json_path
 from paddock.machine import host_facts, share_of_threads
-from paddock.plan import Precision, Verdict
+from paddock.plan import Verdict
 from paddock.spi import (
-    SPI_VERSION,
     Adapter,
-    Concurrency,
     Device,
     Devices,
     Event,
     Format,
     Probe,
-    ReferenceRole,
     ResolvedConfig,
 )
+from paddock.wellknown import not_installed, well_known
 
 GROUP = "paddock"
 CORE = "paddock"
@@ -162,7 +161,8 @@ class Registry:
             )
         if entries:
             return entries[0]
-        raise self._unknown(name)
+        failures = [f"{p.distribution} ({p.verdict.reason})" for p in self.plugins if not p.verdict.usable]
+        raise not_installed(name, self.names(), failures)
 
     def probe(self, registered: Registered) -> Probe:
         """The adapter's own `probe()`; one that raises is a verdict."""
@@ -212,6 +212,8 @@ class Registry:
             try:
                 resolved = self.consider(name, config)
             except PaddockError as error:
+                if name == config.adapter and isinstance(error, ConfigError):
+                    raise  # a misspelt option is no reason to take another adapter
                 passed.append((name, error))
                 continue
             skipped = tuple((name, error.problem) for name, error in passed)
@@ -294,9 +296,9 @@ class Registry:
             classes = _flat(self._manager.subset_hook_caller("paddock_adapters", others)())
             formats = _flat(self._manager.subset_hook_caller("paddock_formats", others)())
             for adapter in classes:
-                _check_adapter(adapter)
+                check_adapter(adapter)
             for format in formats:
-                _check_format(format, self._owner_of(format))
+                check_format(format, self._owner_of(format))
             # Whoever is rejected is unregistered, so what is pending is this plugin's: a hook with a misspelt name.
             self._manager.check_pending()
             if not classes and not formats and not self._observes(module):
@@ -326,51 +328,10 @@ class Registry:
         name = getattr(format, "name", None)
         return next((plugin.distribution for plugin in self.plugins if name in plugin.formats), None)
 
-    def _unknown(self, name: str) -> NotAvailable:
-        known = well_known().get(name)
-        failures = [
-            f"{plugin.distribution} ({plugin.verdict.reason})" for plugin in self.plugins if not plugin.verdict.usable
-        ]
-        suffix = f"; plugins that did not load: {'; '.join(failures)}" if failures else ""
-        if known is None:
-            near = did_you_mean(name, [*self.names(), *well_known()])
-            return NotAvailable(
-                f"no installed plugin brings {name}{suffix}",
-                where="$.hardware/$.backend",
-                candidates=self.names(),
-                remedy=near or "`paddock adapters` lists what is installed",
-            )
-        missing = list(missing_here(known))
-        return NotAvailable(
-            f"{name} ({known['title']}) is brought by the plugin {known['distribution']}, which is not installed"
-            + (f"; this host also lacks {' and '.join(missing)}" if missing else "")
-            + suffix,
-            where="$.hardware/$.backend",
-            candidates=self.names(),
-            remedy=f"pip install {known['distribution']}"
-            + ("" if not missing else ", on a host that has the hardware"),
-        )
-
-
-@cache
-def well_known() -> Mapping[str, Mapping[str, Any]]:
-    """Well-known `hardware/backend` names: who brings them, their aliases, what they need (data/well_known.json)."""
-    text = importlib.resources.files("paddock").joinpath("data", "well_known.json").read_text(encoding="utf-8")
-    data: Mapping[str, Mapping[str, Any]] = json.loads(text)
-    return data
-
 
 @cache
 def _devices() -> TypeAdapter[Devices]:
     return TypeAdapter(Devices)
-
-
-def missing_here(known: Mapping[str, Any]) -> Iterator[str]:
-    """What a well-known adapter needs (an entry of `well_known`) and this host lacks."""
-    for need in known["needs"]:
-        here = Path(need["path"]).exists() if "path" in need else importlib.util.find_spec(need["module"]) is not None
-        if not here:
-            yield need["what"]
 
 
 def _probe_device(adapter: type[Adapter]) -> Devices:
@@ -395,59 +356,6 @@ def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
 
 def _flat(answers: Any) -> list[Any]:
     return [item for answer in answers for item in answer]
-
-
-def _check_adapter(adapter: Any) -> None:
-    """Raises TypeError where a class does not keep the contract's declarations."""
-    if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
-        raise TypeError(f"{adapter!r} is no Adapter class")
-    _check_version(adapter, adapter.__name__)
-    missing = [n for n in ("hardware", "backend", "formats", "precisions") if not hasattr(adapter, n)]
-    if missing:
-        raise TypeError(f"{adapter.__name__} does not declare {', '.join(missing)}")
-    abstract = sorted(getattr(adapter, "__abstractmethods__", ()))
-    if abstract:
-        raise TypeError(f"{adapter.__name__} does not write {', '.join(abstract)}")
-    for several in ("formats", "aliases"):
-        if not isinstance(getattr(adapter, several), tuple | list):
-            raise TypeError(f"{adapter.__name__}: {several} is a tuple of strings (a comma may be missing)")
-    names = (adapter.hardware, adapter.backend, *adapter.formats, *adapter.aliases)
-    if not all(isinstance(n, str) and n for n in names):
-        raise TypeError(f"{adapter.__name__}: hardware, backend, formats and aliases are non-empty strings")
-    if not all(isinstance(p, Precision) for p in adapter.precisions):
-        raise TypeError(f"{adapter.__name__}: precisions holds paddock.plan.Precision values")
-    if not (isinstance(adapter.Options, type) and issubclass(adapter.Options, BaseModel)):
-        raise TypeError(f"{adapter.__name__}: Options is a pydantic model class")
-    if not isinstance(adapter.concurrency, Concurrency):
-        raise TypeError(f"{adapter.__name__}: concurrency is a paddock.spi.Concurrency")
-    roles = adapter.references
-    if not isinstance(roles, Mapping) or not all(isinstance(role, ReferenceRole) for role in roles.values()):
-        raise TypeError(f"{adapter.__name__}: references holds a paddock.spi.ReferenceRole for each format")
-
-
-def _check_format(format: Any, owner: str | None) -> None:
-    if not isinstance(format, Format):
-        raise TypeError(f"{format!r} is no Format")
-    kind = type(format).__name__
-    _check_version(format, kind)
-    name, suffixes = getattr(format, "name", None), getattr(format, "suffixes", None)
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"{kind}: name is a non-empty string")
-    if not isinstance(suffixes, tuple | list) or not all(isinstance(suffix, str) for suffix in suffixes):
-        raise TypeError(f"{kind}: suffixes is a tuple of strings (a comma may be missing)")
-    if owner is not None:
-        raise TypeError(f"{kind}: the format {name} is already brought by {owner}")
-
-
-def _check_version(thing: Any, name: str) -> None:
-    version = getattr(thing, "spi_version", None)
-    if not isinstance(version, int):
-        raise TypeError(f"{name} does not declare spi_version (an int)")
-    if version > SPI_VERSION:
-        raise TypeError(
-            f"{name} was written against version {version} of the contract, this Paddock has {SPI_VERSION}: "
-            "upgrade paddock, or install an older release of the plugin"
-        )
 
 
 def _pick_device(name: str, devices: Devices, config: HardwareConfig) -> Device:

@@ -11,8 +11,9 @@ from typing import Any
 
 import jsonschema
 import pytest
-from paddock.config import DEFAULT_MAX_ERROR, MAX_BYTES, RESERVED, HardwareConfig, Profile, json_path, json_schema
+from paddock.config import DEFAULT_MAX_ERROR, RESERVED, HardwareConfig, Profile, json_schema
 from paddock.errors import ConfigError
+from paddock.jsontext import MAX_BYTES, json_path
 from paddock.plan import Precision
 
 CPU: Mapping[str, Any] = {"hardware": "cpu", "backend": "onnxruntime"}

@@ -20,20 +20,18 @@ from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.errors import AccuracyRefused, ConfigError, MemoryRefused, NotAvailable, UsageError
 from paddock.graph import Graph, Value
+from paddock.metrics import relative_error
 from paddock.model import Model
+from paddock.references import Reference, read_golden, write_golden
 from paddock.registry import Registry
 from paddock.samples import read_npz, write_npz
 from paddock.verify import (
     Outcome,
     OutputCheck,
-    Reference,
     Report,
     compare,
     describe_budget,
     judge,
-    read_golden,
-    relative_error,
-    write_golden,
 )
 
 

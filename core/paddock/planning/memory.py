@@ -8,7 +8,9 @@ from paddock.graph import Graph
 from paddock.plan import MemoryPlan
 
 
-def predict(graph: Graph, config: HardwareConfig, kind: str = "host", planned_by: str = "backend") -> MemoryPlan:
+def predict(
+    graph: Graph, config: HardwareConfig, kind: str = "host", planned_by: str = "backend", shares_weights: bool = False
+) -> MemoryPlan:
     """A lower bound on what a deployment of `graph` takes, every bounded dimension at its largest."""
     sizes = {index: graph.nbytes(index) for index in range(len(graph.values)) if index not in graph.initializers}
     ends = {*graph.inputs, *graph.outputs}
@@ -17,6 +19,7 @@ def predict(graph: Graph, config: HardwareConfig, kind: str = "host", planned_by
         activations=_largest_live_sum(graph, {i: size or 0 for i, size in sizes.items() if i not in ends}),
         io=sum(sizes.get(index) or 0 for index in ends),
         instances=config.instances,
+        weights_shared=shares_weights,
         unknown=sum(size is None and graph.values[index].kind == "tensor" for index, size in sizes.items()),
         planned_by=planned_by,
         kind=kind,
@@ -38,7 +41,7 @@ def check_budget(plan: MemoryPlan, available: int | None) -> None:
                     f"weights {readable(plan.weights)}",
                     f"intermediates {readable(plan.activations)}",
                     f"inputs and outputs {readable(plan.io)}",
-                    f"times {plan.instances} instance(s)",
+                    f"times {plan.instances} instance(s){', sharing the weights' if plan.weights_shared else ''}",
                 ],
                 remedy=remedy,
             )

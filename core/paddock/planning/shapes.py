@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from paddock.config import Buckets, Extents, HardwareConfig, Profile, json_path
+from paddock.config import Buckets, Extents, HardwareConfig, Profile
 from paddock.errors import ConfigError, did_you_mean
 from paddock.graph import Choice, Dim, Graph, Range, Value
+from paddock.jsontext import json_path
 
 
 def apply_shapes(graph: Graph, config: HardwareConfig) -> Graph:

@@ -191,7 +191,6 @@ def _reordered(site: Site) -> Known:
     return tuple(given)
 
 
-
 def _each(rule: Rule, names: str) -> dict[str, Rule]:
     return {f"pd_op.{name}": rule for name in names.split()}
 

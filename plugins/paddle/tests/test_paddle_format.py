@@ -313,9 +313,7 @@ def test_broken_files_are_the_same_from_a_child(models: Path, tmp_path: Path) ->
         ("linear", "weightless.json", "no Paddle parameter file"),
     ],
 )
-def test_files_of_two_models_are_no_pair(
-    models: Path, tmp_path: Path, program: str, params: str, problem: str
-) -> None:
+def test_files_of_two_models_are_no_pair(models: Path, tmp_path: Path, program: str, params: str, problem: str) -> None:
     shutil.copy(models / f"{program}.json", tmp_path / "m.json")
     shutil.copy(models / (params if "." in params else f"{params}.pdiparams"), tmp_path / "m.pdiparams")
     with pytest.raises(ModelError, match=problem):

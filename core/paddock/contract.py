@@ -1,0 +1,70 @@
+"""Whether what a plugin registers keeps the declarations of `paddock.spi`; what does not is listed with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from paddock.plan import Precision
+from paddock.spi import (
+    SPI_VERSION,
+    Adapter,
+    Concurrency,
+    Format,
+    ReferenceRole,
+)
+
+
+def check_adapter(adapter: Any) -> None:
+    """Raises TypeError where a class does not keep the contract's declarations."""
+    if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+        raise TypeError(f"{adapter!r} is no Adapter class")
+    _check_version(adapter, adapter.__name__)
+    missing = [n for n in ("hardware", "backend", "formats", "precisions") if not hasattr(adapter, n)]
+    if missing:
+        raise TypeError(f"{adapter.__name__} does not declare {', '.join(missing)}")
+    abstract = sorted(getattr(adapter, "__abstractmethods__", ()))
+    if abstract:
+        raise TypeError(f"{adapter.__name__} does not write {', '.join(abstract)}")
+    for several in ("formats", "aliases"):
+        if not isinstance(getattr(adapter, several), tuple | list):
+            raise TypeError(f"{adapter.__name__}: {several} is a tuple of strings (a comma may be missing)")
+    names = (adapter.hardware, adapter.backend, *adapter.formats, *adapter.aliases)
+    if not all(isinstance(n, str) and n for n in names):
+        raise TypeError(f"{adapter.__name__}: hardware, backend, formats and aliases are non-empty strings")
+    if not all(isinstance(p, Precision) for p in adapter.precisions):
+        raise TypeError(f"{adapter.__name__}: precisions holds paddock.plan.Precision values")
+    if not (isinstance(adapter.Options, type) and issubclass(adapter.Options, BaseModel)):
+        raise TypeError(f"{adapter.__name__}: Options is a pydantic model class")
+    if not isinstance(adapter.concurrency, Concurrency):
+        raise TypeError(f"{adapter.__name__}: concurrency is a paddock.spi.Concurrency")
+    roles = adapter.references
+    if not isinstance(roles, Mapping) or not all(isinstance(role, ReferenceRole) for role in roles.values()):
+        raise TypeError(f"{adapter.__name__}: references holds a paddock.spi.ReferenceRole for each format")
+
+
+def check_format(format: Any, owner: str | None) -> None:
+    if not isinstance(format, Format):
+        raise TypeError(f"{format!r} is no Format")
+    kind = type(format).__name__
+    _check_version(format, kind)
+    name, suffixes = getattr(format, "name", None), getattr(format, "suffixes", None)
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"{kind}: name is a non-empty string")
+    if not isinstance(suffixes, tuple | list) or not all(isinstance(suffix, str) for suffix in suffixes):
+        raise TypeError(f"{kind}: suffixes is a tuple of strings (a comma may be missing)")
+    if owner is not None:
+        raise TypeError(f"{kind}: the format {name} is already brought by {owner}")
+
+
+def _check_version(thing: Any, name: str) -> None:
+    version = getattr(thing, "spi_version", None)
+    if not isinstance(version, int):
+        raise TypeError(f"{name} does not declare spi_version (an int)")
+    if version > SPI_VERSION:
+        raise TypeError(
+            f"{name} was written against version {version} of the contract, this Paddock has {SPI_VERSION}: "
+            "upgrade paddock, or install an older release of the plugin"
+        )

@@ -1,0 +1,178 @@
+"""The reference's answers: computed in a child process and kept, or stored as golden outputs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddock.child import Child
+from paddock.compile import compile_in
+from paddock.config import HardwareConfig
+from paddock.errors import ChildFailed, ConfigError, NotAvailable, PaddockError
+from paddock.host import ChildHost, Outputs
+from paddock.model import Model
+from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment
+from paddock.registry import Registered, Registry
+from paddock.samples import Sample, checked, digest_samples, read_npz, write_npz
+from paddock.spi import Context, SegmentPlan
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference's answers: one dict of outputs for each sample."""
+
+    adapter: str
+    samples: tuple[Sample, ...]
+    outputs: tuple[Outputs, ...] = field(repr=False)
+    judged: int | None = None
+    """How many, from the first, the deployment has to answer; the others only show that outputs vary."""
+
+
+def reference_outputs(
+    registry: Registry, model: Model, samples: Sequence[Sample], child: Callable[[str], Child]
+) -> Reference:
+    """The answers of the best reference that is here, each rank within its time; kept in the registry's store.
+
+    Args:
+        model: The model as the user gave it (never a conversion), with the config's shapes applied.
+        child: Gives the child process in which a distribution's sessions run.
+
+    Raises `NotAvailable` where there is no reference, else the last one's own error.
+    """
+    failures: list[tuple[str, PaddockError]] = []
+    for registered in registry.references(model.format):
+        name = registered.adapter.name()
+        try:
+            return Reference(name, tuple(samples), _answers(registry, registered, model, samples, child))
+        except ChildFailed as error:
+            failures.append((name, error))  # too slow, or it crashed: the next rank may do
+        except PaddockError as error:
+            failures.append((name, error))
+    if not failures:
+        raise NotAvailable(
+            f"no adapter that can be the reference of {model.format} models is installed",
+            where="$.accuracy.verify",
+            remedy='`paddock doctor` says what brings one; or set verify to "golden" or "off"',
+        )
+    raise NotAvailable(
+        "no reference could run the model on these samples",
+        where="$.accuracy",
+        candidates=[f"{name}: {error.problem}" for name, error in failures],
+        remedy="give accuracy.samples (and shapes) that suit the model",
+    )
+
+
+def write_golden(path: Path, reference: Reference) -> None:
+    """Stores samples and reference outputs for `verify: golden`."""
+    judged = reference.judged or len(reference.samples)
+    arrays: dict[str, np.ndarray[Any, Any]] = {
+        "reference": np.array(reference.adapter),
+        "judged": np.array(judged),
+    }
+    for number, (sample, outputs) in enumerate(zip(reference.samples, reference.outputs, strict=True)):
+        for kind, group in (("in", sample), ("out", outputs)):
+            for name, array in group.items():
+                arrays[f"{number}/{kind}/{name}"] = array
+    write_npz(path, arrays, "--write-golden")
+
+
+def read_golden(path: Path, model: Model) -> Reference:
+    """What `write_golden` stored, checked against the model's inputs and outputs."""
+    where = "$.accuracy.golden"
+    samples: dict[int, dict[str, Any]] = {}
+    outputs: dict[int, dict[str, Any]] = {}
+    arrays = read_npz(path, where)
+    adapter, judged = str(arrays.pop("reference", "?")), arrays.pop("judged", None)
+    for key, array in arrays.items():
+        number, _, rest = key.partition("/")
+        kind, _, name = rest.partition("/")
+        if not number.isdecimal() or kind not in ("in", "out"):
+            raise ConfigError(
+                "is no golden file", where=f"{where}: {path}", remedy="`paddock verify --write-golden FILE`"
+            )
+        target = samples if kind == "in" else outputs
+        target.setdefault(int(number), {})[name] = array if array.dtype.kind != "U" else array.astype(object)
+    expected = {value.name for value in model.graph.output_values}
+    if not samples or samples.keys() != outputs.keys() or any(set(o) != expected for o in outputs.values()):
+        raise ConfigError(
+            "does not hold this model's outputs", where=f"{where}: {path}", candidates=sorted(expected),
+            remedy="`paddock verify --write-golden FILE` writes it anew",
+        )  # fmt: skip
+    numbers = sorted(samples)
+    inputs = tuple(checked(samples[n], model.graph, f"{where}: {path}") for n in numbers)
+    count = len(inputs) if judged is None else int(judged) if judged.ndim == 0 and judged.dtype.kind in "iu" else 0
+    if not 1 <= count <= len(inputs):
+        raise ConfigError(
+            f"says that {judged} of its {len(inputs)} samples are judged", where=f"{where}: {path}",
+            remedy="`paddock verify --write-golden FILE` writes it anew",
+        )  # fmt: skip
+    return Reference(f"golden ({adapter})", inputs, tuple(outputs[n] for n in numbers), count)
+
+
+def _answers(
+    registry: Registry,
+    registered: Registered,
+    model: Model,
+    samples: Sequence[Sample],
+    child: Callable[[str], Child],
+) -> tuple[Outputs, ...]:
+    adapter = registered.adapter
+    role = adapter.references[model.format]
+    versions = {registered.distribution: registered.version, **registry.probe(registered).versions}
+    key = [adapter.name(), versions, dict(role.options), model.fingerprint, digest_samples(samples)]
+    slow = registry.store.get("too-slow", key)
+    if slow is not None:
+        raise ChildFailed(f"took longer than {role.seconds:g} s for a sample when it was tried", where=adapter.name())
+
+    def build(folder: Path) -> None:
+        computed = _compute(registry, registered, model, samples, child)
+        for number, outputs in enumerate(computed):
+            write_npz(folder / f"{number}.npz", outputs, "the cache")
+
+    if any(array.dtype == object for sample in samples for array in sample.values()) or _holds_objects(model):
+        return _compute(registry, registered, model, samples, child)  # strings and sequences are not stored
+    try:
+        folder = registry.store.folder("references", key, build)
+    except ChildFailed as error:
+        if "did not answer" in error.problem:
+            registry.store.put("too-slow", key, True)
+        raise
+    order = [value.name for value in model.graph.output_values]
+    kept = (read_npz(folder / f"{number}.npz", "the cache") for number in range(len(samples)))
+    return tuple({name: arrays[name] for name in order} for arrays in kept)
+
+
+def _compute(
+    registry: Registry,
+    registered: Registered,
+    model: Model,
+    samples: Sequence[Sample],
+    child: Callable[[str], Child],
+) -> tuple[Outputs, ...]:
+    role = registered.adapter.references[model.format]
+    hardware, _, backend = registered.adapter.name().partition("/")
+    config = HardwareConfig.load({"hardware": hardware, "backend": backend, "options": dict(role.options)})
+    resolved = registry.consider(registered.adapter.name(), config)
+    graph = model.graph
+    whole = Segment(0, resolved.name, tuple(n.index for n in graph.nodes), graph.inputs, graph.outputs)
+    plan = SegmentPlan(whole, PrecisionPlan(Precision.FP32), MemoryPlan(0, 0, 0))
+    with tempfile.TemporaryDirectory(prefix="paddock-reference-") as work:
+        context = Context(Path(work), Path(work))
+        worker = child(registered.distribution)
+        artifact = compile_in(worker, resolved, model, plan, context)
+        host = ChildHost(
+            worker, registered.adapter, resolved.config, resolved.device, artifact, context, role.seconds + 60
+        )
+        host.limit(role.seconds)
+        answers = tuple(host.run(sample) for sample in samples)
+        host.close()
+    return answers
+
+
+def _holds_objects(model: Model) -> bool:
+    return any(value.kind != "tensor" or value.dtype == "string" for value in model.graph.output_values)
