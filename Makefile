@@ -20,7 +20,8 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy core/paddock $(wildcard plugins/*/paddock_*) examples benchmarks
+	$(BIN)/mypy --exclude 'conftest\.py$$' core/tests tests $(wildcard plugins/*/tests)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead

@@ -35,7 +35,7 @@ def save_identities(folder: Path) -> Mapping[str, Path]:
 def _save_paddle_identity(stem: Path) -> None:
     import paddle
 
-    class Identity(paddle.nn.Layer):  # type: ignore[misc]  # paddle has no type information here
+    class Identity(paddle.nn.Layer):
         def forward(self, x: Any) -> Any:
             return x * 1.0
 

@@ -27,18 +27,8 @@ SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", 
 FOR_PLUGINS = {
     f"paddock.{name}" for name in ("spi", "graph", "errors", "plan", "model", "planning", "planning.memory", "testing")
 }
-VENDORS = [
-    "tensorrt",
-    "openvino",
-    "mkldnn",
-    "onednn",
-    "ascend",
-    "qualcomm",
-    "onnxruntime",
-    "paddlepaddle",
-    "cann",
-    "cuda",
-]
+# Paddle is also what users call their models; the backends of this name are not to be named.
+VENDORS = {"tensorrt", "openvino", "mkldnn", "onednn", "ascend", "qualcomm", "onnxruntime", "cann", "cuda"}
 
 
 def modules(folder: Path) -> Iterator[tuple[str, Path]]:

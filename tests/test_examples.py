@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,11 @@ from paddock.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 READY = sorted(path for path in (ROOT / "adapters_json").glob("*.json") if "schema" not in path.name)
-UNSEEN = {"deepseek": [(1, 1), (3, 33)], "resnet": [(3,)], "rotary": [(1, 5), (4, 40)]}
+UNSEEN: Mapping[str, list[tuple[int, ...]]] = {
+    "deepseek": [(1, 1), (3, 33)],
+    "resnet": [(3,)],
+    "rotary": [(1, 5), (4, 40)],
+}
 
 
 def unseen_feeds(model: str, seed: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
@@ -73,8 +77,8 @@ def test_right_or_refused(
             found = deployment.run(feeds)
             assert found.keys() == wanted.keys()
             for output, expected in wanted.items():
-                error, note = relative_error(expected, found[output])
-                assert error <= budget, f"{output}: {error:.3g} {note}"
+                distance, note = relative_error(expected, found[output])
+                assert distance <= budget, f"{output}: {distance:.3g} {note}"
 
 
 @pytest.mark.parametrize("name", ["deepseek", "rotary"])

@@ -19,7 +19,7 @@ import onnx
 import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from paddock import cli, errors
+from paddock import errors, terminal
 from paddock.config import json_schema
 from paddock.errors import PaddockError
 from paddock.samples import read_npz, write_npz
@@ -117,8 +117,8 @@ def test_every_exception_has_an_exit_code_of_the_documented_table() -> None:
     kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, PaddockError)]
     assert len(kinds) > 8
     for kind in kinds:
-        code = cli.exit_code(kind.__new__(kind))
-        assert (code == cli.INTERNAL) == (kind is PaddockError), kind
+        code = terminal.exit_code(kind.__new__(kind))
+        assert (code == terminal.INTERNAL) == (kind is PaddockError), kind
 
 
 # What each command prints

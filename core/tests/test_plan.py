@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paddock.config import HardwareConfig
 from paddock.errors import ConfigError, NotAvailable
-from paddock.graph import Graph, Node, Value
+from paddock.graph import Graph, Node, Range, Value
 from paddock.model import Model
 from paddock.plan import (
     Answer,
@@ -42,6 +42,7 @@ DATA = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(TEXT, inner, max_size=2)),
     max_leaves=4,
 )
+RANGES = st.builds(Range, COUNT, COUNT, COUNT, st.lists(st.tuples(COUNT, COUNT), max_size=2).map(tuple))
 PLANS = st.builds(
     Plan,
     model=TEXT,
@@ -54,8 +55,10 @@ PLANS = st.builds(
         st.lists(st.builds(NodePlacement, COUNT, TEXT, st.one_of(st.none(), TEXT), VERDICTS), max_size=3).map(tuple),
         st.lists(st.builds(Segment, COUNT, TEXT, INDICES, INDICES, INDICES), max_size=2).map(tuple),
     ),
-    memory=st.builds(MemoryPlan, COUNT, COUNT, COUNT, COUNT, COUNT, TEXT, TEXT, st.one_of(st.none(), COUNT)),
+    memory=st.builds(MemoryPlan, COUNT, COUNT, COUNT, COUNT, st.booleans(), COUNT, TEXT, TEXT, st.none() | COUNT),
     shapes=st.dictionaries(TEXT, TEXT, max_size=2),
+    bounds=st.dictionaries(TEXT, RANGES, max_size=2),
+    choices=st.lists(st.lists(st.dictionaries(TEXT, RANGES, max_size=2), max_size=2).map(tuple), max_size=2).map(tuple),
     settings=st.lists(st.builds(Setting, TEXT, DATA, DATA, TEXT), max_size=2).map(tuple),
     remedies=st.lists(st.builds(Remedy, TEXT, TEXT, TEXT, st.booleans(), TEXT), max_size=2).map(tuple),
     versions=st.dictionaries(TEXT, TEXT, max_size=2),
@@ -93,6 +96,7 @@ def plan() -> Plan:
 
 BUILDS_ANOTHER: Mapping[str, Any] = {
     "model": "other", "format": "paddle", "adapter": "cpu/y", "device": "1 (CPU)", "shapes": {"x": "[2]"},
+    "bounds": {"n": Range(1, 2, 4)}, "choices": (({"n": Range(1, 1, 1)}, {"n": Range(2, 2, 2)}),),
     "precision": PrecisionPlan(Precision.BF16, "backend"), "versions": {"sdk": "2"}, "verify": "off",
     "budget": "max_error 0.2", "settings": (Setting("threads", 3),), "remedies": (Remedy("d", "s", "a", False),),
     "memory": MemoryPlan(1, 2, 3, instances=2),

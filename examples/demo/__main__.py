@@ -66,7 +66,7 @@ def configs() -> Mapping[str, str]:
 
 def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     """The table's rows for one model; the last cell tells whether the verdict is an expected one."""
-    made = []
+    made: list[tuple[str, ...]] = []
     for entry in entries:
         found = verdict(entry)
         as_expected = found in expected(model, entry.label)
