@@ -17,7 +17,7 @@ from paddock.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 READY = sorted(path for path in (ROOT / "adapters_json").glob("*.json") if "schema" not in path.name)
-UNSEEN: Mapping[str, list[tuple[int, ...]]] = {
+UNSEEN: Mapping[str, Sequence[tuple[int, ...]]] = {
     "deepseek": [(1, 1), (3, 33)],
     "resnet": [(3,)],
     "rotary": [(1, 5), (4, 40)],
