@@ -207,9 +207,9 @@ class Deployment:
 def _load(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Artifact, InProcessHost]:
     """The artifact, tried out in a child, and its sessions in this process."""
     resolved, context = prepared.workshop.resolved, prepared.workshop.context
-    segment = SegmentPlan(
-        prepared.plan.placement.segments[0], prepared.plan.precision, prepared.plan.memory, prepared.plan.remedies
-    )
+    plan = prepared.plan
+    verdicts = tuple(placed.verdict for placed in plan.placement.nodes)
+    segment = SegmentPlan(plan.placement.segments[0], plan.precision, plan.memory, plan.remedies, verdicts)
     inputs = [prepared.to_target(sample) for sample in samples]
     artifact = build(prepared.workshop, prepared.target, prepared.plan, segment, inputs)
 

@@ -159,12 +159,16 @@ class Selection:
 
 @dataclass(frozen=True)
 class SegmentPlan:
-    """What `compile` has to honour for one segment; shapes are in the model graph's `bounds`."""
+    """What `compile` has to honour for one segment; shapes are in the model graph's `bounds`.
+
+    `verdicts` are the adapter's own, from `select_operators`, by node; empty where it was not asked.
+    """
 
     segment: Segment
     precision: PrecisionPlan
     memory: MemoryPlan
     remedies: tuple[Remedy, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -139,8 +139,7 @@ class CpuOnnxRuntime(Adapter):
             bounds=dict(graph.bounds),
             facts={"fixed_dims": dict(graph.fixed), "drop_names": _named_twice(model)},
         )
-        verdicts = self.select_operators(model, context).verdicts
-        open_nodes = [i for i, verdict in enumerate(verdicts) if verdict.answer is Answer.PROVISIONAL]
+        open_nodes = [i for i, verdict in enumerate(plan.verdicts) if verdict.answer is Answer.PROVISIONAL]
         if open_nodes:
             context.progress("onnxruntime: trying a session for the nodes its registry cannot answer for")
             try:

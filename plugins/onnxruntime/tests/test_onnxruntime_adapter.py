@@ -21,6 +21,7 @@ from paddock.onnx_format import OnnxFormat
 from paddock.plan import Answer, MemoryPlan, Precision, PrecisionPlan, Segment
 from paddock.spi import Context, Probe, ResolvedConfig, SegmentPlan, Session
 from paddock_onnxruntime.adapter import CpuOnnxRuntime, OnnxRuntimeOptions
+from paddock_onnxruntime.operators import Selector
 from pydantic import ValidationError
 
 onnx = pytest.importorskip("onnx")
@@ -64,7 +65,8 @@ def adapter_of(threads: int = 1, **options: Any) -> CpuOnnxRuntime:
 def segment_of(model: Model, precision: Precision = Precision.FP32) -> SegmentPlan:
     graph = model.graph
     segment = Segment(0, "cpu/onnxruntime", tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
-    return SegmentPlan(segment, PrecisionPlan(precision), MemoryPlan(0, 0, 0))
+    verdicts = Selector(graph, model.files["model"]).verdicts()
+    return SegmentPlan(segment, PrecisionPlan(precision), MemoryPlan(0, 0, 0), verdicts=tuple(verdicts))
 
 
 def loaded(model: Model, folder: Path, **options: Any) -> Session:

@@ -138,7 +138,7 @@ class OpenVinoAdapter(Adapter):
         )
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
-        """Refers to the model's files, after OpenVINO has confirmed every node.
+        """Refers to the model's files, if OpenVINO has confirmed every node it was asked about.
 
         Raises:
             Unsupported: OpenVINO refuses nodes.
@@ -154,7 +154,7 @@ class OpenVinoAdapter(Adapter):
                 f"{self.name()} computes a whole model in one precision and cannot keep nodes in fp32",
                 remedy='leave "keep_fp32" out, or use "precision": "fp32"',
             )
-        found = self.select_operators(model, context).verdicts
+        found = plan.verdicts
         refused = [i for i, verdict in enumerate(found) if verdict.answer is not Answer.YES]
         if refused:
             worst = next((found[i] for i in refused if found[i].answer is Answer.NO), found[refused[0]])

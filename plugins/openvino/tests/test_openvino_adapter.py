@@ -68,7 +68,10 @@ def adapter_of(threads: int = 1, instances: int = 1, precision: str = "fp32", **
 def segment_of(model: Model, precision: str = "fp32", keep: tuple[int, ...] = ()) -> SegmentPlan:
     graph = model.graph
     segment = Segment(0, "cpu/openvino", tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
-    return SegmentPlan(segment, PrecisionPlan(Precision(precision), "backend", keep), MemoryPlan(0, 0, 0))
+    folder = model.files["model"].parent
+    verdicts = adapter_of().select_operators(model, Context(folder, folder)).verdicts
+    wanted = PrecisionPlan(Precision(precision), "backend", keep)
+    return SegmentPlan(segment, wanted, MemoryPlan(0, 0, 0), verdicts=verdicts)
 
 
 def loaded(model: Model, folder: Path, precision: str = "fp32", **options: Any) -> Session:
