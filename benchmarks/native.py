@@ -44,7 +44,7 @@ def _paddle(onednn: bool) -> Callable[[Mapping[str, Path], int], Runner]:
     def make(files: Mapping[str, Path], threads: int) -> Runner:
         import paddle.inference as inference
 
-        config = inference.Config(str(files["program"]), str(files["params"]))
+        config = inference.Config(str(files["program"]), str(files.get("params", "")))
         config.disable_glog_info()
         config.enable_new_executor()
         config.enable_new_ir(True)
