@@ -6,11 +6,13 @@ its files, so that a truncated or altered entry is dropped and made again, never
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +102,7 @@ class Store:
         return place
 
     def _place(self, kind: str, key: Any) -> Path:
-        return self.root / kind / digest([LAYOUT, key])[:40]
+        return self.root / kind / digest([LAYOUT, source_digest(Path(__file__).parent), key])[:40]
 
     def _guarded(self, folder: Path, action: Callable[[], None], lock: Path | None = None) -> None:
         try:
@@ -116,6 +118,15 @@ class Store:
                 where=str(folder),
                 remedy="free some space, or set PADDOCK_CACHE to a folder that can be written",
             ) from error
+
+
+@cache
+def source_digest(folder: Path) -> str:
+    """SHA-256 (hex) of a folder's Python files: part of keys, so that no entry outlives the code that made it."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        total.update(f"\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return total.hexdigest()
 
 
 def _write(place: Path, content: bytes) -> None:

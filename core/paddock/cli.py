@@ -144,6 +144,8 @@ def run(
     from paddock.samples import read_npz, write_npz
 
     feeds = read_npz(input, "--input")
+    if not output.parent.is_dir() or output.is_dir():
+        raise UsageError("is no file in a folder that exists", where=f"--output: {output}")
     with _terminal.progress() as tell, deploy(model, config, progress=tell) as deployment:
         answers = deployment.run(feeds)
         report, adapter = deployment.report, deployment.plan.adapter

@@ -13,6 +13,7 @@ from paddock.deployment import carry_out, deploy
 from paddock.errors import AccuracyRefused, PaddockError, UsageError
 from paddock.plan import Plan
 from paddock.prepare import prepare
+from paddock.reading import open_model
 from paddock.references import write_golden
 from paddock.registry import Registry
 from paddock.verify import Report
@@ -26,10 +27,14 @@ class Row:
     precision: str
     report: Report | None = None
     error: PaddockError | None = None
+    passed_over: str = ""
+    """Why it was not tried at all: it takes no such models."""
 
     @property
     def verdict(self) -> str:
-        """`verified`, `inconclusive`, `not verified`, `refused` or `unavailable`."""
+        """`verified`, `inconclusive`, `not verified`, `refused`, `unavailable` or `not tried`."""
+        if self.passed_over:
+            return "not tried"
         if self.error is not None:
             return "refused" if isinstance(self.error, AccuracyRefused) else "unavailable"
         assert self.report is not None
@@ -44,6 +49,8 @@ class Row:
     @property
     def detail(self) -> str:
         """The reference and budget, or the reason."""
+        if self.passed_over:
+            return self.passed_over
         if self.error is not None:
             return self.error.problem
         assert self.report is not None
@@ -81,9 +88,15 @@ def every_adapter(model: Path, config: str | None, progress: Callable[[str], Non
     registry = Registry.discover()
     rows = []
     with Children() as children:
+        origin = open_model(model, registry, children)
         for registered, probe, devices in registry.survey().values():
             adapter = registered.adapter
             if not probe.verdict.usable or not devices.verdict.usable:
+                continue
+            formats = (origin.format, *registry.formats[origin.format].converts_to)
+            if not set(formats) & set(adapter.formats):
+                why = f"takes {' and '.join(adapter.formats)} models, this is {origin.format}"
+                rows.append(Row(adapter.name(), "-", passed_over=why))
                 continue
             usable = sorted({p for d in devices.devices for p, v in d.precisions.items() if v.usable})
             for precision in usable:

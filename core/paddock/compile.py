@@ -64,7 +64,7 @@ def select(workshop: Workshop, model: Model) -> Selection:
         found = workshop.child.call(
             _select_here, resolved, model, workshop.context.work, workshop.context.cache, seconds=_SECONDS
         )
-        return _verdicts().dump_python(found.verdicts, mode="json")
+        return _verdicts().dump_python(tuple(found.verdicts), mode="json")
 
     return Selection(_verdicts().validate_python(workshop.registry.store.remembered("selections", key, ask)))
 
@@ -104,14 +104,15 @@ def _try_out(workshop: Workshop, artifact: Artifact, samples: Sequence[Sample]) 
     adapter, config = resolved.registered.adapter, resolved.config
     host = ChildHost(workshop.child, adapter, config, resolved.device, artifact, workshop.context, _SECONDS)
     for sample in samples:
-        _check_answer(host.run(sample), artifact)
+        check_answer(host.run(sample), artifact.outputs)
     host.close()
 
 
-def _check_answer(answer: object, artifact: Artifact) -> None:
+def check_answer(answer: object, outputs: Sequence[str]) -> None:
+    """Raises `BuildFailed` where a session's answer is no dict of the outputs."""
     if not isinstance(answer, dict):
         raise BuildFailed(f"run() returned a {type(answer).__name__}, not a dict of arrays")
-    missing = [name for name in artifact.outputs if name not in answer]
+    missing = [name for name in outputs if name not in answer]
     if missing:
         raise BuildFailed(f"run() left out the outputs {', '.join(missing)}")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
@@ -29,7 +31,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from paddock.errors import ConfigError, did_you_mean
+from paddock.errors import ConfigError, PaddockError, did_you_mean
 from paddock.jsontext import dump, json_path, kind_of, loads, named, read_text, short
 from paddock.plan import Precision
 
@@ -86,7 +88,8 @@ Size = Annotated[
     Field(gt=0),
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": _SIZE}, {"type": "integer", "minimum": 1}]}),
 ]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$", max_length=64)]
+NAME_PATTERN = r"^[a-z][a-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=64)]
 AdapterName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*/[a-z][a-z0-9_.-]*$", max_length=129)]
 Extent = Annotated[int, Field(ge=1, le=2**40, strict=True)]
 # Not strict, or a list that passed through a validator of ours would no longer do for a tuple.
@@ -206,6 +209,8 @@ class HardwareConfig(_Part):
 
     model_config = ConfigDict(title="Paddock hardware config")
 
+    _source: str = PrivateAttr("config")
+    """The file it was read from; errors name it."""
     schema_: Annotated[str | None, Field(alias="$schema")] = None
     version: Annotated[Literal[1], BeforeValidator(_whole_number)] = 1
     hardware: Name
@@ -234,6 +239,10 @@ class HardwareConfig(_Part):
     options: Mapping[str, Any] = Field(default_factory=dict)
     """The adapter's own options; `paddock adapters` lists them."""
 
+    def __eq__(self, other: object) -> bool:
+        """Equal contents, wherever they were read from."""
+        return isinstance(other, HardwareConfig) and self.__dict__ == other.__dict__
+
     @property
     def adapter(self) -> str:
         """`hardware/backend`."""
@@ -245,6 +254,16 @@ class HardwareConfig(_Part):
         if self.accuracy.min_agreement is not None:
             return None
         return self.accuracy.max_error or DEFAULT_MAX_ERROR[self.precision]
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Names this config's file in errors whose place is a JSON path (`$.devices`) raised inside."""
+        try:
+            yield
+        except PaddockError as error:
+            if error.where is not None and error.where.startswith("$"):
+                error.where = f"{self._source}: {error.where}"
+            raise
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | Mapping[str, Any] | HardwareConfig) -> HardwareConfig:
@@ -279,9 +298,11 @@ class HardwareConfig(_Part):
                     remedy="name one; `paddock bench` with several --config compares them",
                 )
         try:
-            return cls.model_validate_json(json.dumps(data), context={"base": base})
+            config = cls.model_validate_json(json.dumps(data), context={"base": base})
         except ValidationError as error:
             raise _as_config_error(error, where, data) from None
+        config._source = where
+        return config
 
 
 def json_schema() -> dict[str, Any]:

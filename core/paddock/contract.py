@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from paddock.config import NAME_PATTERN, HardwareConfig
+from paddock.errors import ConfigError, did_you_mean
+from paddock.jsontext import json_path
 from paddock.plan import Precision
 from paddock.spi import (
     SPI_VERSION,
     Adapter,
     Concurrency,
     Format,
+    Process,
     ReferenceRole,
+    Shapes,
 )
 
 
@@ -38,6 +45,10 @@ def check_adapter(adapter: Any) -> None:
         raise TypeError(f"{adapter.__name__}: precisions holds paddock.plan.Precision values")
     if not (isinstance(adapter.Options, type) and issubclass(adapter.Options, BaseModel)):
         raise TypeError(f"{adapter.__name__}: Options is a pydantic model class")
+    if not all(re.fullmatch(NAME_PATTERN, n) for n in (adapter.hardware, adapter.backend, *adapter.aliases)):
+        raise TypeError(f"{adapter.__name__}: hardware, backend and aliases are lower case, as a config names them")
+    if not isinstance(adapter.shapes, Shapes) or not isinstance(adapter.process, Process):
+        raise TypeError(f"{adapter.__name__}: shapes is a paddock.spi.Shapes, process a paddock.spi.Process")
     if not isinstance(adapter.concurrency, Concurrency):
         raise TypeError(f"{adapter.__name__}: concurrency is a paddock.spi.Concurrency")
     roles = adapter.references
@@ -68,3 +79,19 @@ def _check_version(thing: Any, name: str) -> None:
             f"{name} was written against version {version} of the contract, this Paddock has {SPI_VERSION}: "
             "upgrade paddock, or install an older release of the plugin"
         )
+
+
+def parse_options(name: str, adapter: type[Adapter], config: HardwareConfig) -> BaseModel:
+    """The config's `options` by the adapter's own schema; `ConfigError` names the option and those that exist."""
+    try:
+        return adapter.Options.model_validate_json(json.dumps(dict(config.options)))
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        known = sorted(adapter.Options.model_fields)
+        unknown = found["type"] == "extra_forbidden"
+        raise ConfigError(
+            f"{name} has no such option" if unknown else f"{found['msg']} (found {ascii(found['input'])[:60]})",
+            where=json_path(("options", *found["loc"])),
+            candidates=known or ["(it has no options)"],
+            remedy=did_you_mean(str(found["loc"][-1]), known) if unknown and found["loc"] else None,
+        ) from None

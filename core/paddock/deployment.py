@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -13,14 +15,24 @@ import numpy as np
 
 from paddock.child import Children
 from paddock.compile import build
-from paddock.errors import NotAvailable, PaddockError, StrictnessError, UsageError, did_you_mean
+from paddock.errors import (
+    BuildFailed,
+    ModelError,
+    NotAvailable,
+    PaddockError,
+    RunFailed,
+    StrictnessError,
+    UsageError,
+    did_you_mean,
+)
 from paddock.host import InProcessHost, Outputs, building
 from paddock.machine import host_facts, memory_available
-from paddock.model import Model
+from paddock.model import Model, fingerprint
 from paddock.plan import Plan, Setting
 from paddock.planning import memory
 from paddock.planning.shapes import describe_shape
 from paddock.prepare import ConfigSource, ModelSource, Prepared, Progress, Samples, prepare
+from paddock.references import Reference
 from paddock.registry import Registry
 from paddock.samples import Border, Sample, digest_samples
 from paddock.spi import Artifact, Event, SegmentPlan, Session
@@ -61,6 +73,11 @@ def deploy(
 
 def carry_out(prepared: Prepared) -> Deployment:
     """A plan carried out: checks the memory budget, builds, loads and verifies; see `deploy` for what it raises."""
+    with prepared.config.named():
+        return _carry_out(prepared)
+
+
+def _carry_out(prepared: Prepared) -> Deployment:
     registry, tell = prepared.workshop.registry, prepared.workshop.context.progress
     try:
         available = prepared.workshop.resolved.device.memory
@@ -106,6 +123,8 @@ class Deployment:
         self.artifact = artifact
         self._prepared = prepared
         self._host = host
+        # Also when a deployment is dropped, or the interpreter ends, without `close`.
+        weakref.finalize(self, prepared.discard)
         self._registry = prepared.workshop.registry
         self._border = Border(prepared.origin.graph)
         inputs = zip(prepared.origin.graph.input_values, prepared.target.graph.input_values, strict=True)
@@ -148,6 +167,7 @@ class Deployment:
         ready = self._border.check(feeds)
         if not self._renames and outputs is None:
             return self._host.run(ready)
+        outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
         return self._named(self._host.run(*self._translated(ready, outputs)), outputs)
 
     def submit(
@@ -155,6 +175,7 @@ class Deployment:
     ) -> Future[dict[str, np.ndarray[Any, Any]]]:
         """`run` on the deployment's own threads; the feeds are checked at once and must not change until it is done."""
         answer: Future[Outputs] = Future()
+        outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
         inner = self._host.submit(*self._translated(self._border.check(feeds), outputs))
 
         def done(finished: Future[Outputs]) -> None:
@@ -186,14 +207,19 @@ class Deployment:
     def _translated(
         self, ready: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None
     ) -> tuple[dict[str, np.ndarray[Any, Any]], list[str] | None]:
+        if isinstance(outputs, str):
+            raise UsageError("is one name, not a list of names", where="outputs", remedy=f"write [{outputs!r}]")
         wanted = None if outputs is None else [self._output(name) for name in outputs]
         return {self._inputs[name]: array for name, array in ready.items()}, wanted
 
     def _named(self, found: Outputs, wanted: Sequence[str] | None) -> Outputs:
-        return {here: found[there] for here, there in self._outputs.items() if wanted is None or here in wanted}
+        try:
+            return {here: found[there] for here, there in self._outputs.items() if wanted is None or here in wanted}
+        except KeyError as missing:
+            raise RunFailed(f"{self.plan.adapter} left out the output {missing} of this run") from None
 
-    def _output(self, name: str) -> str:
-        if name not in self._outputs:
+    def _output(self, name: object) -> str:
+        if not isinstance(name, str) or name not in self._outputs:
             known = list(self._outputs)
             raise UsageError(
                 f"the model has no output {name!r}",
@@ -222,7 +248,12 @@ def _load(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Artifact, InPr
         return session
 
     threading_kind = resolved.registered.adapter.concurrency.threading
-    return artifact, InProcessHost(load, threading_kind, prepared.config.instances, resolved.name)
+    host = InProcessHost(load, threading_kind, prepared.config.instances, resolved.name)
+    if fingerprint(prepared.origin.format, prepared.origin.files) != prepared.plan.model:
+        host.close()
+        where = str(next(iter(prepared.origin.files.values())))
+        raise ModelError("changed while it was being deployed", where=where, remedy="deploy it again")
+    return artifact, host
 
 
 def _verify(prepared: Prepared, host: InProcessHost, samples: Samples) -> Report:
@@ -236,10 +267,29 @@ def _verify(prepared: Prepared, host: InProcessHost, samples: Samples) -> Report
     if prepared.config.accuracy.verify == "cached" and (known := registry.store.get("verified", key)) is not None:
         return replace(Report.from_json(known), kept=True)
     reference = samples.reference or prepared.reference(samples)
-    answers = [prepared.answer(host, sample) for sample in reference.samples[: reference.judged]]
-    report = compare(reference, answers, prepared.config, samples.source)
+    before = digest_samples(reference.samples)
+    report = _judged(prepared, host, reference, samples.source)
+    if digest_samples(reference.samples) != before:
+        raise BuildFailed(
+            f"{prepared.plan.adapter} changes the arrays that it is fed", remedy="report this to the plugin's author"
+        )
     if report.outcome is Outcome.PASSED:
         registry.store.put("verified", key, report.to_json())
+    return report
+
+
+def _judged(prepared: Prepared, host: InProcessHost, reference: Reference, source: str) -> Report:
+    """The report on every sample, and on the first one on each further instance."""
+    asked = reference.samples[: reference.judged]
+    answers = [prepared.answer(host.run, sample) for sample in asked]
+    report = compare(reference, answers, prepared.config, source)
+    for instance in range(prepared.config.instances):
+        if report.outcome is Outcome.FAILED:
+            break
+        answer = prepared.answer(partial(host.run_on, instance), asked[0])
+        found = compare(reference, [answer], prepared.config, source)
+        if found.outcome is Outcome.FAILED:
+            return replace(found, reason=f"instance {instance}: {found.reason}")
     return report
 
 

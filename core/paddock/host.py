@@ -7,6 +7,7 @@ hand-over between threads costs more (45 microseconds measured) than a small mod
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import uuid
@@ -57,6 +58,7 @@ class InProcessHost(ExecutionHost):
         self._name = name
         self._threading = threading_kind
         self._home = threading.get_ident()
+        self._pid = os.getpid()
         self._free: queue.SimpleQueue[Session | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
@@ -86,13 +88,26 @@ class InProcessHost(ExecutionHost):
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
         if self._closed:  # at once: callers that keep coming would keep `close` from ever getting a turn
             raise self._is_closed()
+        self._check_process()
         if self._threading is Threading.HOME and threading.get_ident() != self._home:
             return self._submit(feeds, outputs).result()
         return self._run(feeds, outputs)
 
     def submit(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Future[Outputs]:
         """`run` on one of the host's own threads."""
+        self._check_process()
         return self._submit(feeds, outputs)
+
+    def run_on(self, instance: int, feeds: Arrays) -> Outputs:
+        """`run` on one given instance, for checking each; not while requests are served."""
+        session = self._sessions[instance]
+        try:
+            found: Outputs = self._on_owner(session, lambda: session.run(feeds))
+        except PaddockError:
+            raise
+        except Exception as error:
+            raise RunFailed(f"{self._name} failed while running: {first_line(error)}") from error
+        return found
 
     def observed(self) -> Observed:
         found: Observed = self._on_owner(self._sessions[0], self._sessions[0].observed)
@@ -160,6 +175,13 @@ class InProcessHost(ExecutionHost):
     def _on_owner(self, session: Session, action: Callable[[], Any]) -> Any:
         owner = self._owners.get(id(session))
         return owner.submit(action).result() if owner is not None else action()
+
+    def _check_process(self) -> None:
+        """A fork has the sessions' memory but none of their threads: a run there would wait for ever."""
+        if os.getpid() != self._pid:
+            raise RunFailed(
+                f"the deployment on {self._name} was made in another process", remedy="deploy again after the fork"
+            )
 
     def _is_closed(self) -> RunFailed:
         return RunFailed(f"the deployment on {self._name} is closed")

@@ -46,12 +46,13 @@ def same_objects(wanted: Any, found: Any) -> bool:
 
 
 def varies(outputs: Sequence[np.ndarray[Any, Any]]) -> bool:
-    """Whether two samples of one shape have different outputs."""
-    first = outputs[0]
-    return any(
-        other.shape == first.shape and not np.array_equal(first, other, equal_nan=first.dtype.kind in "fc")
-        for other in outputs[1:]
-    )
+    """Whether two samples with outputs of one shape have different ones."""
+    first: dict[tuple[int, ...], np.ndarray[Any, Any]] = {}
+    for output in outputs:
+        alike = first.setdefault(output.shape, output)
+        if not np.array_equal(alike, output, equal_nan=output.dtype.kind in "fc"):
+            return True
+    return False
 
 
 def agreement_with(

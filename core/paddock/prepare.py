@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from paddock.child import Children
-from paddock.compile import Workshop, select
+from paddock.compile import Workshop, check_answer, select
 from paddock.config import HardwareConfig
-from paddock.errors import ConfigError
-from paddock.host import ExecutionHost, Outputs, building
+from paddock.errors import BuildFailed, ConfigError, NotAvailable
+from paddock.host import Outputs, building
 from paddock.model import Model
 from paddock.plan import Plan, Setting
 from paddock.planning import memory
@@ -28,7 +28,7 @@ from paddock.reading import adapted, open_model
 from paddock.references import Reference, read_golden, reference_outputs
 from paddock.registry import Registered, Registry, Resolved
 from paddock.samples import Sample, generate, load_samples
-from paddock.spi import Arrays, Context, Event
+from paddock.spi import Arrays, Context, Event, Process, Shapes
 from paddock.verify import describe_budget
 
 ModelSource = str | os.PathLike[str] | Model
@@ -47,13 +47,20 @@ def prepare(
     progress: Progress | None = None,
 ) -> Prepared:
     """The plan, with all that it takes to carry it out. Same arguments and errors as `paddock.deploy`."""
-    tell = progress or (lambda message: None)
     config = HardwareConfig.load(config)
-    registry = registry if registry is not None else Registry.discover()
+    with config.named():
+        return _prepare(model, config, children, registry if registry is not None else Registry.discover(), progress)
+
+
+def _prepare(
+    model: ModelSource, config: HardwareConfig, children: Children, registry: Registry, progress: Progress | None
+) -> Prepared:
+    tell = progress or (lambda message: None)
     tell("reading the model")
     origin = open_model(model, registry, children)
     origin = origin.with_graph(apply_shapes(origin.graph, config))
     resolved = registry.resolve(config)
+    _check_contract(resolved, origin)
     tell(f"planning for {resolved.name}")
     target = adapted(origin, resolved.registered.adapter, registry, children)
     precision = plan_precision(target, config, resolved.name)
@@ -124,7 +131,7 @@ class Prepared:
             return Samples((), "golden outputs", read_golden(accuracy.golden, self.origin))
         if accuracy.samples is not None:
             found = load_samples(accuracy.samples, graph)
-            return Samples(tuple(found), "accuracy.samples", extra=_shuffled(found[0]))
+            return Samples(tuple(found), "accuracy.samples", extra=_shuffled(found))
         format = self.workshop.registry.formats[self.origin.format]
         try:
             return Samples(tuple(generate(graph, format.gathers, format.transparent)), "generated")
@@ -151,11 +158,16 @@ class Prepared:
         names = zip(self.origin.graph.input_values, self.target.graph.input_values, strict=True)
         return {there.name: feeds[here.name] for here, there in names}
 
-    def answer(self, host: ExecutionHost, sample: Sample) -> Outputs:
-        """One run, under the user's own output names."""
-        found = host.run(self.to_target(sample))
-        names = zip(self.origin.graph.output_values, self.target.graph.output_values, strict=True)
-        return {here.name: found[there.name] for here, there in names}
+    def answer(self, run: Callable[[Arrays], Outputs], sample: Sample) -> Outputs:
+        """One run, checked for its form, under the user's own output names."""
+        found = run(self.to_target(sample))
+        values = list(zip(self.origin.graph.output_values, self.target.graph.output_values, strict=True))
+        check_answer(found, [there.name for _, there in values])
+        for here, there in values:
+            if here.kind == "tensor" and not isinstance(found[there.name], np.ndarray):
+                kind = type(found[there.name]).__name__
+                raise BuildFailed(f"{self.plan.adapter}: run() returned a {kind} for {here.name!r}, not an array")
+        return {here.name: found[there.name] for here, there in values}
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,27 @@ class Samples:
     reference: Reference | None = None
     extra: Sample | None = None
     """One more input for the reference alone, to see whether outputs vary; not judged."""
+
+
+def _check_contract(resolved: Resolved, model: Model) -> None:
+    """Raises `NotAvailable` for what an adapter declares and this version cannot give it."""
+    adapter = resolved.registered.adapter
+    if adapter.process is Process.EXCLUSIVE:
+        raise NotAvailable(
+            f"{resolved.name} needs a process of its own, which is not available in this version",
+            where="$.hardware/$.backend",
+        )
+    open_inputs = {
+        value.name: describe_shape(model.graph, value)
+        for value in model.graph.input_values
+        if value.shape is None or not all(isinstance(dim, int) for dim in value.shape)
+    }
+    if adapter.shapes is Shapes.STATIC and open_inputs:
+        raise NotAvailable(
+            f"{resolved.name} takes fixed shapes only, and these are open: {open_inputs}",
+            where="$.shapes",
+            remedy="fix them in shapes, one extent for each dimension",
+        )
 
 
 def _settings(config: HardwareConfig, resolved: Resolved) -> tuple[Setting, ...]:
@@ -199,7 +232,13 @@ def _references(registry: Registry, model: Model, verify: str) -> list[Registere
     return [] if verify in ("off", "golden") else registry.references(model.format)
 
 
-def _shuffled(sample: Sample) -> Sample:
-    """The sample's own elements in another order: other values, every one in its range."""
+def _shuffled(samples: Sequence[Sample]) -> Sample | None:
+    """The elements of a sample in another order: other values, each in its range. None where order changes nothing."""
     rng = np.random.default_rng(0)
-    return {name: rng.permutation(array.ravel()).reshape(array.shape) for name, array in sample.items()}
+    for sample in samples:
+        if not all(isinstance(array, np.ndarray) for array in sample.values()):
+            continue
+        mixed = {name: rng.permutation(array.ravel()).reshape(array.shape) for name, array in sample.items()}
+        if any(array.tobytes() != mixed[name].tobytes() for name, array in sample.items()):
+            return mixed
+    return None

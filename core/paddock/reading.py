@@ -38,7 +38,11 @@ _CONVERSION = "conversion.json"
 def open_model(path: str | os.PathLike[str] | Model, registry: Registry, children: Children) -> Model:
     """The model at `path` (a file, a stem or a folder) in whichever format knows it; raises `ModelError`."""
     if isinstance(path, Model):
-        return path
+        # Read again: the files may have changed since, and its graph carries another config's bounds.
+        origin = path.origin
+        if origin.format not in registry.formats:
+            raise ModelError(f"no plugin that is loaded reads {origin.format} models")
+        return _read(registry.formats[origin.format], origin.files, registry, children)
     try:
         place = Path(os.fspath(path))
         place.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,10 @@ class Reference:
     outputs: tuple[Outputs, ...] = field(repr=False)
     judged: int | None = None
     """How many, from the first, the deployment has to answer; the others only show that outputs vary."""
+
+
+_FORGIVEN_AFTER = 24 * 3600
+"""Seconds for which a reference that was too slow is not tried again: the host may just have been busy."""
 
 
 def reference_outputs(
@@ -123,10 +128,11 @@ def _answers(
 ) -> tuple[Outputs, ...]:
     adapter = registered.adapter
     role = adapter.references[model.format]
-    versions = {registered.distribution: registered.version, **registry.probe(registered).versions}
+    plugin = {registered.distribution: f"{registered.version}+{registered.sources}"}
+    versions = {**plugin, **registry.probe(registered).versions}
     key = [adapter.name(), versions, dict(role.options), model.fingerprint, digest_samples(samples)]
     slow = registry.store.get("too-slow", key)
-    if slow is not None:
+    if slow is not None and time.time() - slow < _FORGIVEN_AFTER:
         raise ChildFailed(f"took longer than {role.seconds:g} s for a sample when it was tried", where=adapter.name())
 
     def build(folder: Path) -> None:
@@ -140,7 +146,7 @@ def _answers(
         folder = registry.store.folder("references", key, build)
     except ChildFailed as error:
         if "did not answer" in error.problem:
-            registry.store.put("too-slow", key, True)
+            registry.store.put("too-slow", key, time.time())
         raise
     order = [value.name for value in model.graph.output_values]
     kept = (read_npz(folder / f"{number}.npz", "the cache") for number in range(len(samples)))

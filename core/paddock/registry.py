@@ -11,25 +11,24 @@ import importlib.metadata
 import importlib.resources
 import importlib.util
 import itertools
-import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pluggy
 from packaging.utils import canonicalize_name
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from paddock import builtin, spi
-from paddock.cache import Store
+from paddock.cache import Store, source_digest
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig
-from paddock.contract import check_adapter, check_format
+from paddock.contract import check_adapter, check_format, parse_options
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, did_you_mean
-from paddock.jsontext import json_path
 from paddock.machine import host_facts, share_of_threads
 from paddock.plan import Verdict
 from paddock.spi import (
@@ -66,6 +65,8 @@ class Registered:
     adapter: type[Adapter]
     distribution: str
     version: str
+    sources: str
+    """A digest of the plugin's Python files, part of every key beside the version."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Registry:
         if entries:
             return entries[0]
         failures = [f"{p.distribution} ({p.verdict.reason})" for p in self.plugins if not p.verdict.usable]
-        raise not_installed(name, self.names(), failures)
+        raise not_installed(name, self.names(), failures, {p.distribution: p.version for p in self.plugins})
 
     def probe(self, registered: Registered) -> Probe:
         """The adapter's own `probe()`; one that raises is a verdict."""
@@ -181,7 +182,8 @@ class Registry:
         if not probe.verdict.usable:
             return Devices(probe.verdict)
         name = registered.adapter.name()
-        key = [name, registered.distribution, registered.version, dict(probe.versions), host_facts()]
+        brought_by = [registered.distribution, registered.version, registered.sources]
+        key = [name, brought_by, dict(probe.versions), host_facts()]
         known = None if fresh else self.store.get("probes", key)
         if known is not None:
             return _devices().validate_python(known)
@@ -207,6 +209,9 @@ class Registry:
 
         Raises the adapter's own error where it is the only one considered, else `NotAvailable` listing each.
         """
+        for key, names in (("candidates", config.candidates), ("fallback", config.fallback)):
+            for position, name in enumerate(names):
+                self._check_name(name, f"$.{key}[{position}]")
         passed: list[tuple[str, PaddockError]] = []
         for name in (config.adapter, *config.candidates):
             try:
@@ -225,6 +230,12 @@ class Registry:
             candidates=[f"{name}: {error.problem}" for name, error in passed],
             remedy="`paddock doctor` says what each one needs",
         )
+
+    def _check_name(self, name: str, where: str) -> None:
+        """Raises `ConfigError` for a name that no plugin, installed or well known, has: a misspelt one."""
+        known = [*self.adapters, *well_known()]
+        if self.canonical(name) not in known:
+            raise ConfigError("no such adapter", where=where, candidates=known, remedy=did_you_mean(name, known))
 
     def consider(self, name: str, config: HardwareConfig) -> Resolved:
         """One adapter for a config, or the error that says why not."""
@@ -252,8 +263,9 @@ class Registry:
                 candidates=sorted(p for p, v in device.precisions.items() if v.usable),
                 remedy="choose one of these, or another backend",
             )
-        resolved = ResolvedConfig(config, _options(name, adapter, config), share_of_threads(config))
-        return Resolved(registered, resolved, device, {registered.distribution: registered.version, **probe.versions})
+        resolved = ResolvedConfig(config, parse_options(name, adapter, config), share_of_threads(config))
+        plugin = {registered.distribution: f"{registered.version}+{registered.sources}"}
+        return Resolved(registered, resolved, device, {**plugin, **probe.versions})
 
     def references(self, format: str) -> list[Registered]:
         """The adapters that declare themselves a reference for this format, best first, installed ones only."""
@@ -311,7 +323,8 @@ class Registry:
             self.plugins.append(Plugin(distribution, version, entry_point, verdict))
             return
         for adapter in classes:
-            self.adapters.setdefault(adapter.name(), []).append(Registered(adapter, distribution, version))
+            registered = Registered(adapter, distribution, version, _sources(module))
+            self.adapters.setdefault(adapter.name(), []).append(registered)
         for format in formats:
             self.formats[format.name] = format
         names = tuple(adapter.name() for adapter in classes)
@@ -348,6 +361,12 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+def _sources(module: Any) -> str:
+    """A digest (8 hex digits) of a plugin's own Python files: what is kept must not outlive an edit."""
+    place = getattr(module, "__file__", None)
+    return source_digest(Path(place).parent)[:8] if place else "0"
+
+
 def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
     # What an interrupted uninstall leaves has entry points, and neither a name nor a version.
     name, version = (point.dist.name, point.dist.version) if point.dist is not None else (None, None)
@@ -374,18 +393,3 @@ def _pick_device(name: str, devices: Devices, config: HardwareConfig) -> Device:
             remedy="make one deployment for each device",
         )
     return known[config.devices[0]]
-
-
-def _options(name: str, adapter: type[Adapter], config: HardwareConfig) -> BaseModel:
-    try:
-        return adapter.Options.model_validate_json(json.dumps(dict(config.options)))
-    except ValidationError as error:
-        found = error.errors(include_url=False)[0]
-        known = sorted(adapter.Options.model_fields)
-        unknown = found["type"] == "extra_forbidden"
-        raise ConfigError(
-            f"{name} has no such option" if unknown else f"{found['msg']} (found {ascii(found['input'])[:60]})",
-            where=json_path(("options", *found["loc"])),
-            candidates=known or ["(it has no options)"],
-            remedy=did_you_mean(str(found["loc"][-1]), known) if unknown and found["loc"] else None,
-        ) from None

@@ -20,6 +20,7 @@ Sample = Mapping[str, "np.ndarray[Any, Any]"]
 _UNBOUNDED_BATCH = (2, 1)
 _UNBOUNDED_OTHER = (16, 9)
 _UNBOUNDED_IMAGE = (64, 96)
+_UNKNOWN_ROWS = 2
 _WORDS = ("a", "paddock", "0", "")
 
 
@@ -175,7 +176,8 @@ def generate(
 
     Floats are standard normal; booleans fair; integers that index a table (found by following the input through
     `transparent` operators to a `gathers` operator, op -> (position of indices, position of table)) stay below its
-    rows, other integers are 0 or 1; strings come from a few words.
+    rows; other integers of 8 and 16 bits take their whole range, wider ones are 0 or 1 (masks); strings come from a
+    few words.
     """
     limits = {index: _index_limit(graph, index, gathers, transparent) for index in graph.inputs}
     extents = _extents_to_try(graph)
@@ -314,7 +316,9 @@ def _clamp(extent: int, low: int, high: int) -> int:
     return max(low, min(extent, high))
 
 
-def _draw(rng: np.random.Generator, value: Value, extents: Mapping[Dim, int], limit: int) -> np.ndarray[Any, Any]:
+def _draw(
+    rng: np.random.Generator, value: Value, extents: Mapping[Dim, int], limit: int | None
+) -> np.ndarray[Any, Any]:
     if value.shape is None or value.kind != "tensor" or value.dtype is None:
         raise ConfigError(
             f"no sample can be generated for input {value.name!r} ({value.kind}, rank or dtype unknown)",
@@ -339,7 +343,9 @@ def _draw(rng: np.random.Generator, value: Value, extents: Mapping[Dim, int], li
         ) from None
 
 
-def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...], limit: int) -> np.ndarray[Any, Any]:
+def _random(
+    rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ...], limit: int | None
+) -> np.ndarray[Any, Any]:
     if dtype.kind == "O":
         return np.asarray(rng.choice(np.array(_WORDS, dtype=object), size=shape))
     if dtype.kind == "f":
@@ -348,11 +354,16 @@ def _random(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int, ..
         return np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
     if dtype.kind == "b":
         return np.asarray(rng.random(shape) < 0.5)
-    return np.asarray(rng.integers(0, min(limit, np.iinfo(dtype).max + 1), shape)).astype(dtype)
+    kind = np.iinfo(dtype)
+    if limit is None and dtype.itemsize <= 2:
+        return rng.integers(kind.min, kind.max, shape, dtype=dtype, endpoint=True)
+    return np.asarray(rng.integers(0, min(limit or 2, kind.max + 1), shape)).astype(dtype)
 
 
-def _index_limit(graph: Graph, source: int, gathers: Mapping[str, tuple[int, int]], transparent: frozenset[str]) -> int:
-    """How many rows the smallest table has that `source` indexes, or 2 where it indexes none."""
+def _index_limit(
+    graph: Graph, source: int, gathers: Mapping[str, tuple[int, int]], transparent: frozenset[str]
+) -> int | None:
+    """How many rows the smallest table has that `source` indexes, or None where it indexes none."""
     rows: list[int] = []
     same = {source}
     for node in graph.nodes:
@@ -362,12 +373,12 @@ def _index_limit(graph: Graph, source: int, gathers: Mapping[str, tuple[int, int
             indices, table = gathers[node.type]
             if indices < len(node.inputs) and node.inputs[indices] in same and table < len(node.inputs):
                 rows.extend(_rows(graph, node.inputs[table], node.attributes.get("axis", 0)))
-    return min(rows, default=2)
+    return min(rows, default=None)
 
 
 def _rows(graph: Graph, table: int | None, axis: Any) -> list[int]:
     shape = graph.values[table].shape if table is not None else None
     if shape is None or not isinstance(axis, int) or not -len(shape) <= axis < len(shape):
-        return []
+        return [_UNKNOWN_ROWS]
     dim = shape[axis]
-    return [dim] if isinstance(dim, int) and dim > 0 else []
+    return [dim] if isinstance(dim, int) and dim > 0 else [_UNKNOWN_ROWS]

@@ -208,7 +208,8 @@ class Session(ABC):
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """Computes the outputs (all, or those named) from feeds that are checked, dense and row-major.
 
-        The arrays returned belong to the caller: no later run may change them. Raises whatever the SDK raises; the
+        Feeds are only read: they are the caller's own arrays. The arrays returned belong to the caller: no later run
+        may change them. Raises whatever the SDK raises; the
         core turns it into `RunFailed`.
         """
 
@@ -336,7 +337,7 @@ class Format(ABC):
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth observing: `kind` is "plan", "artifact", "run", "candidate", "refused" or "closed"."""
+    """Something worth observing: "candidate", "plan", "artifact" (built and verified), "refused" or "closed"."""
 
     kind: str
     deployment: str

@@ -6,6 +6,7 @@ kept by model, samples and versions. Outputs that do not vary with the input pro
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from paddock.config import Agreement, HardwareConfig
+from paddock.config import DEFAULT_MAX_ERROR, Agreement, HardwareConfig
 from paddock.errors import AccuracyRefused, ConfigError
 from paddock.host import Outputs
 from paddock.metrics import agreement_with, relative_error, same_objects, varies
@@ -45,6 +46,8 @@ class OutputCheck:
     agreement: float | None
     varies: bool
     note: str = ""
+    by_agreement: bool = False
+    """Whether `accuracy.min_agreement` judges it; its error is then told, and not judged."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Report:
                     "agreement": _json_number(o.agreement),
                     "varies": o.varies,
                     "note": o.note,
+                    "by_agreement": o.by_agreement,
                 }
                 for o in self.outputs
             ],
@@ -90,7 +94,9 @@ class Report:
     def from_json(cls, data: Mapping[str, Any]) -> Report:
         """The inverse of `to_json`."""
         outputs = tuple(
-            OutputCheck(o["name"], float(o["error"]), _number(o["agreement"]), o["varies"], o["note"])
+            OutputCheck(
+                o["name"], float(o["error"]), _number(o["agreement"]), o["varies"], o["note"], o["by_agreement"]
+            )
             for o in data["outputs"]
         )
         return cls(
@@ -176,27 +182,32 @@ def _check_output(
     errors = [relative_error(w, f) for w, f in pairs]
     error, note = max(errors, key=lambda e: e[0])
     level = None
-    if agreement is not None and agreement.output in (None, name) and wanted[0].dtype.kind == "f":
+    ruled = agreement is not None and agreement.output in (None, name) and wanted[0].dtype.kind == "f"
+    if agreement is not None and ruled:
         levels = (
             agreement_with(w, f, agreement, sample.get(agreement.mask) if agreement.mask else None)
             for (w, f), sample in zip(pairs, reference.samples, strict=False)
         )
         level = min((found for found in levels if found is not None), default=None)
-    return OutputCheck(name, error, level, varies(wanted), note)
+    return OutputCheck(name, error, level, varies(wanted), note, ruled)
+
+
+_FINITE = sys.float_info.max
 
 
 def _out_of_budget(checks: Sequence[OutputCheck], config: HardwareConfig) -> str:
     rule = config.accuracy.min_agreement
-    if rule is None:
-        bound = config.max_error
-        assert bound is not None
-        # Written so that a NaN, which compares false with everything, is out of budget.
-        worst = [check for check in checks if not check.error <= bound]
-        if not worst:
-            return ""
+    bound = config.max_error if config.max_error is not None else DEFAULT_MAX_ERROR[config.precision]
+    exempt = rule is not None and rule.output is not None
+    # Written so that a NaN, which compares false with everything, is out of budget. Where min_agreement picks one
+    # output, the others need only be of the right form; where it picks none, it speaks for the float outputs alone.
+    worst = [c for c in checks if not c.by_agreement and not c.error <= (_FINITE if exempt else bound)]
+    if worst:
         check = max(worst, key=lambda c: c.error)
         note = f" ({check.note})" if check.note else ""
         return f"output {check.name!r} has relative error {check.error:.3g}{note}, the budget is {bound:g}"
+    if rule is None:
+        return ""
     asked = rule.top1 if rule.top1 is not None else rule.cosine
     measured = [(check.agreement, check) for check in checks if check.agreement is not None]
     if not measured or asked is None:

@@ -30,12 +30,15 @@ def missing_here(known: Mapping[str, Any]) -> Iterator[str]:
             yield need["what"]
 
 
-def not_installed(name: str, installed: Sequence[str], failures: Sequence[str]) -> NotAvailable:
+def not_installed(
+    name: str, installed: Sequence[str], failures: Sequence[str], distributions: Mapping[str, str]
+) -> NotAvailable:
     """The error for a `hardware/backend` that nobody brings: which plugin would, and what this host lacks.
 
     Args:
         installed: The names that are to be had, as candidates.
         failures: Plugins that did not load, with their reasons.
+        distributions: The plugins found, by distribution, with their versions.
     """
     known = well_known().get(name)
     suffix = f"; plugins that did not load: {'; '.join(failures)}" if failures else ""
@@ -48,10 +51,14 @@ def not_installed(name: str, installed: Sequence[str], failures: Sequence[str]) 
         )
     missing = list(missing_here(known))
     lacks = f"; this host also lacks {' and '.join(missing)}" if missing else ""
-    brought = f"is brought by the plugin {known['distribution']}, which is not installed"
+    plugin = known["distribution"]
+    older = plugin in distributions
+    here = f"is installed as {distributions[plugin]} without it" if older else "is not installed"
+    brought = f"is brought by the plugin {plugin}, which {here}"
     return NotAvailable(
         f"{name} ({known['title']}) {brought}{lacks}{suffix}",
         where=where,
         candidates=installed,
-        remedy=f"pip install {known['distribution']}" + (", on a host that has the hardware" if missing else ""),
+        remedy=f"pip install {'--upgrade ' if older else ''}{plugin}"
+        + (", on a host that has the hardware" if missing else ""),
     )

@@ -205,7 +205,7 @@ def test_a_setting_that_did_not_take_effect_is_refused_when_strict(
     with pytest.raises(StrictnessError) as caught:
         deploy(double, config(options={"level": 5}), registry=registry, children=children)
     assert WHO in caught.value.problem and "level 5 took effect as 3" in caught.value.problem
-    assert caught.value.where == "$.options.level"
+    assert caught.value.where == "config: $.options.level"
     loose = config(options={"level": 5}, strict=False)
     with deploy(double, loose, registry=registry, children=children) as deployment:
         (level,) = [s for s in deployment.plan.settings if s.name == "options.level"]
@@ -227,7 +227,7 @@ def test_memory_is_refused_before_anything_is_compiled(
     with pytest.raises(MemoryRefused) as caught:
         small = config(options={"mark": str(mark)}, memory={"limit": "16B"})
         deploy(double, small, registry=registry, children=children)
-    assert caught.value.where == "$.memory.limit"
+    assert caught.value.where == "config: $.memory.limit"
     assert not mark.exists()
     enough = config(options={"mark": str(mark)}, memory={"limit": "1MiB"})
     deploy(double, enough, registry=registry, children=children).close()

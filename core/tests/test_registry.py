@@ -101,7 +101,8 @@ def test_a_good_plugin_is_found(shop: Shop) -> None:
     assert plugin(registry, "good-plugin").verdict.usable
     assert plugin(registry, "paddock").formats == ("onnx",)
     resolved = registry.resolve(config("good"))
-    assert (resolved.name, resolved.versions, resolved.skipped) == ("cpu/good", {"good-plugin": "1.0"}, ())
+    assert (resolved.name, resolved.skipped) == ("cpu/good", ())
+    assert resolved.versions["good-plugin"].startswith("1.0+")
 
 
 FORMAT = """

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paddock.config import HardwareConfig
 from paddock.errors import ConfigError, UsageError
 from paddock.graph import Graph, Node, Range, Shape, Value
-from paddock.planning.shapes import admits, admitted_extents, apply_shapes, describe_shape
+from paddock.planning.shapes import admits, apply_shapes, describe_shape
 from paddock.samples import Border
 
 
@@ -92,8 +92,6 @@ def test_buckets(entry: Any) -> None:
     found = applied(NX, shapes=entry)
     height = 5
     assert [n for n in range(1, 12) if accepted(found, x=(n, 3, height))] == [1, 4, 8]
-    assert next(iter(admitted_extents(found, "N", (2,)))) == 8
-    assert set(admitted_extents(found, "N", (2,))) == {1, 4, 8}
 
 
 def test_buckets_of_shapes_couple() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from paddock.config import Buckets, Extents, HardwareConfig, Profile
@@ -149,17 +149,6 @@ def _tuple(extents: Extents) -> tuple[int, ...]:
 
 def _plain(axes: Sequence[Dim]) -> str:
     return "[" + ", ".join(str(dim) for dim in axes) + "]"
-
-
-def admitted_extents(graph: Graph, symbol: str, default: Sequence[int]) -> Iterator[int]:
-    """Extents worth trying for one symbol: its optimum and ends where it is bounded, else `default`."""
-    bound = graph.bounds.get(symbol)
-    if bound is None:
-        yield from default
-    elif bound.spans:
-        yield from dict.fromkeys((bound.opt, *(end for span in bound.spans for end in span)))
-    else:
-        yield from dict.fromkeys((bound.opt, bound.min, bound.max))
 
 
 def admits(graph: Graph, extents: Mapping[str, int]) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from paddock.errors import BuildFailed, RunFailed
+from paddock.errors import BuildFailed, ConfigError, RunFailed
 from paddock.graph import Value
 from paddock.model import Files, Model
 from paddock.plan import Precision, Verdict
@@ -24,9 +24,11 @@ from paddock.spi import (
     Artifact,
     Concurrency,
     Context,
+    Device,
     Observed,
     Probe,
     ReferenceRole,
+    ResolvedConfig,
     SegmentPlan,
     Selection,
     Session,
@@ -61,6 +63,15 @@ class ReferenceAdapter(Adapter):
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.SERIAL)
     plans_memory: ClassVar[bool] = False
     references: ClassVar[Mapping[str, ReferenceRole]] = {"onnx": ReferenceRole(rank=0, seconds=10.0)}
+
+    def __init__(self, config: ResolvedConfig, device: Device | None) -> None:
+        super().__init__(config, device)
+        if config.config.threads is not None:
+            raise ConfigError(
+                "has no effect on cpu/reference, whose threads are NumPy's own",
+                where="$.threads",
+                remedy="leave it out",
+            )
 
     @classmethod
     def probe(cls) -> Probe:
