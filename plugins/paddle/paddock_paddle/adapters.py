@@ -45,13 +45,20 @@ class PaddleAdapter(Adapter):
 
     A device adds `configure` (what it sets on a paddle.inference.Config) and, where its kernels are not the CPU's own,
     `selector` and `probe_device`.
+
+    Each session has a thread of its own. That costs a hand-over (some 45 microseconds) for each run, and memory for
+    each thread, but Paddle keeps state by thread that one predictor changes under another.
     """
 
     spi_version: ClassVar[int] = 1
     formats: ClassVar[tuple[str, ...]] = ("paddle",)
     shapes: ClassVar[Shapes] = Shapes.DYNAMIC
-    # One predictor is not for two threads at once, and each new thread costs 0.1 to 0.3 s and some 140 MB.
-    concurrency: ClassVar[Concurrency] = Concurrency(Threading.HOME)
+    # Paddle keeps the layout in which oneDNN reads tensors by thread (phi::OneDNNContext::tls()). A predictor of
+    # cpu/paddle whose passes chose NHWC leaves it there, and a oneDNN predictor run later on that thread takes its own
+    # inputs for NHWC: a softmax over [3, 8, 4] gives [3, 4, 8] without a message (paddlepaddle 3.3.1). Nothing resets
+    # it for certain: destroying a paddle.base.core.Executor does (3 microseconds), but skips that once for each run of
+    # a model with control flow before. So no two predictors may share a thread, nor the user's own with one of ours.
+    concurrency: ClassVar[Concurrency] = Concurrency(Threading.BOUND)
     prints_on_first_run: ClassVar[bool] = False
     """Whether Paddle prints on stdout while it runs for the first time."""
 

@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paddock.errors import ModelError
 from paddock.graph import Shape
 from paddock.model import Model
 
-from paddock_paddle import sdk
+from paddock_paddle.export import export, refusal
 from paddock_paddle.neutral import FEEDS, FETCH, PARAMETER, neutral
 from paddock_paddle.pir import Op, Program
 
@@ -27,19 +26,16 @@ Provenance = tuple[tuple[int, ...], ...]
 
 
 def to_onnx(program: Program, model: Model, folder: Path) -> tuple[Path, Provenance]:
-    """Writes the ONNX file and returns it with the source nodes of each of its nodes; raises `ModelError`."""
-    paddle2onnx = sdk.import_quietly("paddle2onnx")
-    import onnx
+    """Writes the ONNX file and returns it with the source nodes of each of its nodes.
 
+    Raises `NotAvailable` with paddle2onnx's own reason where it does not convert the model.
+    """
     source = model.files["program"]
     path = folder / f"{source.stem}.onnx"
-    try:
-        paddle2onnx.export(
-            str(source), str(model.files.get("params", "")), str(path), opset_version=OPSET, optimize_tool="None"
-        )
-        proto = onnx.load(path)
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"paddle2onnx cannot convert it: {sdk.short(error)}", where=str(source)) from None
+    export(program, source, model.files.get("params"), path, OPSET)
+    import onnx
+
+    proto = onnx.load(path)
     _check_border(proto, model, source)
     found = neutral(program, source.stem)
     positions = {position: node for node, position in enumerate(found.nodes)}
@@ -137,7 +133,7 @@ def _check_border(proto: Any, model: Model, source: Path) -> None:
     ):
         wanted, found = [value.name for value in ours], [value.name for value in theirs]
         if wanted != found:
-            raise ModelError(f"paddle2onnx gave it the {what} {found} instead of {wanted}", where=str(source))
+            raise refusal(f"it gave it the {what} {found} instead of {wanted}", source)
 
 
 def _store_weights(graph: Any) -> None:

@@ -94,7 +94,7 @@ class PaddleFormat(Format):
         """An ONNX file of opset 17 by paddle2onnx, feeds and fetches under their names and in their order.
 
         Parameters stand in it as initializers, and dynamic dimensions under the graph's own symbols. Nodes that cannot
-        be traced have no source nodes. Raises `ModelError`; paddle2onnx ends the process on operators it lacks.
+        be traced have no source nodes. Raises `NotAvailable` where paddle2onnx does not convert it, and says why.
         """
         if target != "onnx":
             return super().convert(model, target, folder)

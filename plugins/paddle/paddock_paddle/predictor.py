@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paddock.errors import RunFailed
+from paddock.errors import RunFailed, UsageError
 from paddock.spi import Arrays, Observed, Session
 
 from paddock_paddle import sdk
@@ -76,7 +76,10 @@ def is_noise(line: str) -> bool:
 
 
 class PaddleSession(Session):
-    """A predictor; one caller at a time.
+    """A predictor; made, run and closed on one thread.
+
+    Paddle keeps the layout of oneDNN's tensors by thread, not by predictor: what another predictor left there decides
+    how this one reads its own (see `PaddleAdapter.concurrency`).
 
     Args:
         predictor: paddle.inference.Predictor.
@@ -102,9 +105,15 @@ class PaddleSession(Session):
         self._outputs = {name: predictor.get_output_handle(name) for name in outputs}
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
-        """Computes all outputs, and copies out those that were asked for."""
+        """Computes all outputs, and copies out those that were asked for.
+
+        Raises `UsageError` for an empty input, which Paddle would answer with what it computed before.
+        """
         if self._predictor is None:
             raise RunFailed("the session is closed")
+        for name, _ in self._inputs:
+            if feeds[name].size == 0:
+                raise _empty(name, feeds[name].shape)
         for name, handle in self._inputs:
             handle.copy_from_cpu(feeds[name])  # takes the shape along
         try:
@@ -136,3 +145,13 @@ class PaddleSession(Session):
             self._predictor.run()
         self._noisy = False
         sdk.release(printed(), is_noise)
+
+
+def _empty(name: str, shape: tuple[int, ...]) -> UsageError:
+    # Seen on paddlepaddle 3.3.1: operations are skipped then, and a branch gives the previous run's answer; with oneDNN
+    # other models raise a bare std::exception.
+    return UsageError(
+        f"has the shape {list(shape)}, and Paddle gives wrong answers for inputs with an extent of 0",
+        where=name,
+        remedy="do not run the model where there is nothing to compute, or deploy it on another backend",
+    )

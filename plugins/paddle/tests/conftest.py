@@ -110,6 +110,14 @@ def _export(folder: Path) -> None:
         def forward(self, x: Any) -> Any:
             return self.a(x * paddle.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6))
 
+    class Softmax(Layer):
+        def forward(self, x: Any) -> Any:
+            return functional.softmax(self.a(x), -1)
+
+    class Pool(nn.Layer):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return functional.adaptive_avg_pool2d(x, 7)
+
     class Weightless(nn.Layer):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             return x * 2 + 1
@@ -144,6 +152,8 @@ def _export(folder: Path) -> None:
         ("complex", lambda: Through({}, {"w": [4]}), [("x", "complex64", [*rows])]),
         ("singular", lambda: Singular({"a": nn.Linear(4, 4)}), [("x", "float32", [4, 4])]),
         ("mean", lambda: Mean({"a": nn.Linear(16, 16)}), [("x", "float32", [None, None, 16])]),
+        ("softmax", lambda: Softmax({"a": nn.Linear(4, 4)}), [("x", "float32", [None, None, 4])]),
+        ("pool", Pool, [("x", "float32", [None, 3, None, None])]),
         ("resnet", lambda: resnet18(num_classes=10), [("x", "float32", [*image])]),
     ]
     for name, build, inputs in recipes:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from paddock.config import HardwareConfig
-from paddock.errors import BuildFailed, ModelError, NotAvailable, RunFailed, StrictnessError
+from paddock.errors import BuildFailed, ModelError, NotAvailable, RunFailed, StrictnessError, UsageError
 from paddock.model import Model
 from paddock.plan import Answer, MemoryPlan, Precision, PrecisionPlan, Remedy, Segment
 from paddock.samples import Sample, generate
@@ -122,7 +122,7 @@ def test_the_devices_say_what_they_compute_in() -> None:
 def test_unknown_options_are_refused(kind: type[PaddleAdapter]) -> None:
     with pytest.raises(ValidationError):
         kind.Options(nonsense=1)
-    assert kind.concurrency.threading is Threading.HOME
+    assert kind.concurrency.threading is Threading.BOUND
 
 
 def test_known_defects_follow_precision_and_workarounds(models: Path) -> None:
@@ -309,6 +309,21 @@ def test_two_threads_in_turn(models: Path, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(worst) == 24 and max(worst) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("name", ["condition", "linear"])
+def test_an_empty_input_is_refused_and_the_session_goes_on(
+    models: Path, tmp_path: Path, kind: type[PaddleAdapter], name: str
+) -> None:
+    """Paddle answers the condition with what it gave for the request before."""
+    session = session_of(kind, model_of(models, name), tmp_path)
+    x = np.full((3, 4), 7, np.float32)
+    wanted = session.run({"x": x})
+    with pytest.raises(UsageError, match=r"shape \[0, 4\].*extent of 0") as caught:
+        session.run({"x": x[:0]})
+    assert caught.value.where == "x" and caught.value.remedy
+    assert error(session.run({"x": x}), wanted) == 0
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
