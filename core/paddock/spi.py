@@ -330,7 +330,8 @@ class Format(ABC):
     def convert(self, model: Model, target: str, folder: Path) -> tuple[Files, tuple[tuple[int, ...], ...]]:
         """Writes `model` in format `target` into `folder`: its files and, by target node, the source's node indices.
 
-        The target's node order is that of `target`'s own reader. Runs in a child process; raises `ModelError`.
+        The target's node order is that of `target`'s own reader. Runs in a child process; raises `ModelError` for
+        broken files, `NotAvailable` where the model has no equivalent there.
         """
         raise ModelError(f"there is no conversion from {self.name} to {target}")
 
