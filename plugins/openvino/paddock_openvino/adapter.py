@@ -32,6 +32,7 @@ from paddock.spi import (
 )
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from paddock_openvino.integers import WIDE, Integers
 from paddock_openvino.operators import essence, verdicts
 from paddock_openvino.sdk import core, openvino, read_bounded
 from paddock_openvino.session import OpenVinoSession
@@ -44,9 +45,6 @@ TYPES: Mapping[Precision, str] = {Precision.FP32: "f32", Precision.FP16: "f16", 
 _CAPABILITIES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.BF16: "BF16"}
 
 _DYNAMIC_QUANTIZATION = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-
-WIDE = ("int64", "uint64", "uint32", "float64")
-"""The dtypes that OpenVINO's CPU plugin computes in 32 bits: int32, and float32 for float64."""
 
 
 class CpuOptions(BaseModel):
@@ -232,15 +230,21 @@ class CpuOpenVino(OpenVinoAdapter):
         return found
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
-        """That the CPU plugin computes 64-bit numbers in 32 bits."""
+        """That the CPU plugin computes 64-bit numbers in 32 bits: the inputs and what is computed from them."""
         named = [f"{value.name} ({value.dtype})" for value in model.graph.input_values if value.dtype in WIDE]
-        if not named:
+        inner = [name for name in Integers(model.graph).computed_wide() if name not in named]
+        if not named and not inner:
             return ()
+        shown = "; ".join(
+            f"{what} {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            for what, names in (("inputs", named), ("inside", inner))
+            if names
+        )
         return (
             Remedy(
                 "openvino-32-bit",
-                f"OpenVINO's CPU plugin computes 64-bit numbers in 32 bits: {', '.join(named[:5])}",
-                "a feed beyond int32's or float32's range is refused; numbers that outgrow it inside the model are not",
+                f"OpenVINO's CPU plugin computes 64-bit numbers in 32 bits: {shown}",
+                "wide feeds and fed integer arithmetic that can outgrow int32 are refused; float64 inside is not",
                 True,
                 "OpenVINO 2026.4.1: Identity of int64 2**40 gives 0, and float64 1e300 + 1 gives 3.4e38",
             ),

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from paddock.graph import Graph, Node
-from paddock.plan import Verdict
+from paddock.plan import Answer, Verdict
+
+from paddock_openvino.integers import INTEGERS, Integers
 
 READ, QUERY, COMPILE = "openvino.Core.read_model", "openvino.Core.query_model", "openvino.Core.compile_model"
 
@@ -36,14 +38,34 @@ def verdicts(graph: Graph, read: Callable[[], Any], core: Any, device: str, prop
         device: OpenVINO's name of the device.
         properties: What the model would be compiled with.
     """
-    refused = tuple(_by_dtype(node, graph) for node in graph.nodes)
+    constants: dict[str, int] = {}
     try:
         model = read()
     except Exception as error:  # OpenVINO raises RuntimeError, and classes of its own for some failures
         answers = _unread(graph, str(error))
     else:
+        if device == "CPU":
+            constants = _magnitudes(model)
         answers = _answers(graph, model, core, device, properties)
-    return tuple(no or answer for no, answer in zip(refused, answers, strict=True))
+    integers = Integers(graph, constants) if device == "CPU" else None
+    found = []
+    for node, answer in zip(graph.nodes, answers, strict=True):
+        # OpenVINO's own no says more than that the numbers would be wrong.
+        wrong = integers.verdict(node) if integers is not None and answer.answer is not Answer.NO else None
+        found.append(_by_dtype(node, graph) or wrong or answer)
+    return tuple(found)
+
+
+def _magnitudes(model: Any) -> dict[str, int]:
+    """The largest magnitude in each integer constant, by the names of its tensor."""
+    found: dict[str, int] = {}
+    for operation in model.get_ops():
+        if operation.get_type_name() == "Constant" and operation.get_element_type().is_integral():
+            content = operation.data
+            if content.dtype.name in INTEGERS and content.size:
+                largest = max(abs(int(content.min())), abs(int(content.max())))
+                found.update((name, largest) for name in operation.output(0).get_names())
+    return found
 
 
 def _by_dtype(node: Node, graph: Graph) -> Verdict | None:

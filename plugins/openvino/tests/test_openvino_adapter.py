@@ -20,6 +20,7 @@ from paddock.onnx_format import OnnxFormat
 from paddock.plan import Answer, MemoryPlan, Precision, PrecisionPlan, Segment, Verdict
 from paddock.spi import Artifact, Context, ResolvedConfig, SegmentPlan, Session
 from paddock_openvino.adapter import CpuOpenVino, CpuOptions, GpuOpenVino, NpuOpenVino
+from paddock_openvino.integers import INTEGERS, SOURCE
 from paddock_openvino.sdk import core
 from pydantic import ValidationError
 
@@ -254,10 +255,10 @@ def test_other_dtypes_pass_unchanged(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize(("dtype", "wide"), [("int64", 2**31), ("uint64", 2**40), ("uint32", 2**31), ("float64", 1e39)])
 def test_what_openvino_would_cut_to_32_bits_is_refused(tmp_path: Path, dtype: str, wide: float) -> None:
     kind = h.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    node = h.make_node("Add", ["x", "x"], ["y"])
+    node = h.make_node("Max", ["x", "x"], ["y"])
     model = model_of(proto([node], [("x", kind, ["N"])], [("y", kind, ["N"])]), tmp_path)
     session = loaded(model, tmp_path)
-    assert session.run({"x": np.array([3], dtype)})["y"] == [6]
+    assert session.run({"x": np.array([3], dtype)})["y"] == [3]
     with pytest.raises(UsageError, match=r"in (int32|float32)"):
         session.run({"x": np.array([wide], dtype)})
     (defect,) = adapter_of().known_defects(model)
@@ -509,15 +510,21 @@ def loads(path: Path) -> bool:
 
 def test_verdicts_on_onnx_node_tests_are_honest(tmp_path: Path) -> None:
     sdk = {f"openvino.Core.{call}" for call in ("read_model", "query_model", "compile_model")}
-    yes, false_yes, false_no = 0, set(), set()
+    yes, wrong, false_yes, false_no = 0, 0, set(), set()
     for name, model in node_tests():
         found = verdicts(model, tmp_path)
         if all(v.answer is Answer.YES for v in found):
             yes += 1
             if not loads(model.files["model"]):
                 false_yes.add(name)
+        elif SOURCE in {v.source for v in found}:
+            # OpenVINO takes these, and gives wrong numbers: only integers are refused for that.
+            wrong += 1
+            for node, verdict in zip(model.graph.nodes, found, strict=True):
+                dtypes = {model.graph.values[i].dtype for i in (*node.inputs, *node.outputs) if i is not None}
+                assert verdict.source != SOURCE or dtypes & INTEGERS, name
         elif all(v.source in sdk for v in found) and loads(model.files["model"]):
             false_no.add(name)
     assert false_yes == set(FALSE_YES)
     assert false_no == set(FALSE_NO)
-    assert yes > 300
+    assert yes > 280 and 5 < wrong < 60
