@@ -133,9 +133,18 @@ def test_errors_after_parsing_name_the_configs_file(tmp_path: Path, registry: Re
 
 def test_an_agreement_rule_does_not_excuse_the_other_outputs() -> None:
     x = {"x": np.arange(4, dtype=np.float32)}
-    wanted = {"y": np.array([1, 2, 3, 4], np.float32), "i": np.array([1, 2, 3, 4], np.uint8)}
-    other = {"y": np.array([4, 3, 2, 1], np.float32), "i": np.array([4, 3, 2, 1], np.uint8)}
-    found = {"y": wanted["y"] * np.float32(1.001), "i": np.array([1, 2, 3, 5], np.uint8)}
+    wanted: dict[str, np.ndarray[Any, Any]] = {
+        "y": np.array([1, 2, 3, 4], np.float32),
+        "i": np.array([1, 2, 3, 4], np.uint8),
+    }
+    other: dict[str, np.ndarray[Any, Any]] = {
+        "y": np.array([4, 3, 2, 1], np.float32),
+        "i": np.array([4, 3, 2, 1], np.uint8),
+    }
+    found: dict[str, np.ndarray[Any, Any]] = {
+        "y": np.array([1.001, 2, 3, 4], np.float32),
+        "i": np.array([1, 2, 3, 5], np.uint8),
+    }
     reference = Reference("cpu/reference", (x, x), (wanted, other), judged=1)
     rule = {"cosine": 0.99}
     config = HardwareConfig.load({**ORT, "accuracy": {"min_agreement": rule}})

@@ -109,7 +109,10 @@ def test_moving_comparing_and_reading_stay(tmp_path: Path, op: str, dtype: str) 
     attributes: dict[str, Any] = {"Concat": {"axis": 0}, "Cast": {"to": T.FLOAT}}.get(op, {})
     reads = {"Where": ["c", "x", "x"], "Gather": ["x", "i"], "Reshape": ["x", "i"], "Cast": ["x"]}.get(op, ["x", "x"])
     output = {"Less": "bool", "Equal": "bool", "Cast": "float32"}.get(op, dtype)
-    weights = {"c": np.array([True, False, True, True]), "i": np.array([0, 1] if op == "Gather" else [-1])}
+    weights: dict[str, Any] = {
+        "c": np.array([True, False, True, True]),
+        "i": np.array([0, 1] if op == "Gather" else [-1]),
+    }
     used = {name: weight for name, weight in weights.items() if name in reads}
     model = model_of(tmp_path, [h.make_node(op, reads, ["y"], **attributes)], {"x": dtype}, output, **used)
     assert refused(model, tmp_path) == []
@@ -134,7 +137,7 @@ def test_counting_a_mask_stays_while_its_values_are_known_to_be_small(tmp_path: 
         h.make_node("Sub", ["c", "one"], ["y"]),
     ]
     mask = [h.make_node("Cast", ["x"], ["m"], to=T.INT64)]
-    weights = {"axis": np.array(1), "one": np.array([1])}
+    weights: dict[str, Any] = {"axis": np.array(1), "one": np.array([1])}
     assert refused(model_of(tmp_path, mask + counting, {"x": "bool"}, "int64", **weights), tmp_path) == []
     # an int64 mask could hold anything
     assert refused(model_of(tmp_path, counting, {"m": "int64"}, "int64", **weights), tmp_path) == ["CumSum", "Sub"]
