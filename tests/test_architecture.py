@@ -25,7 +25,8 @@ ORDER = [
 ]  # fmt: skip
 SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {
-    f"paddock.{name}" for name in ("spi", "graph", "errors", "plan", "model", "planning", "planning.memory", "testing")
+    f"paddock.{name}"
+    for name in ("spi", "graph", "errors", "plan", "model", "child", "planning", "planning.memory", "testing")
 }
 # Paddle is also what users call their models; the backends of this name are not to be named.
 VENDORS = {"tensorrt", "openvino", "mkldnn", "onednn", "ascend", "qualcomm", "onnxruntime", "cann", "cuda"}
