@@ -81,13 +81,18 @@ class NodePlacement:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of nodes that one adapter compiles as one unit; `inputs` and `outputs` are value indices."""
+    """A run of nodes that one adapter compiles as one unit; `inputs` and `outputs` are value indices.
+
+    `nodes` are its own, each node of a model in exactly one segment; `constants` are nodes of other segments that only
+    make a constant it reads, and that it gets copies of.
+    """
 
     index: int
     adapter: str
     nodes: tuple[int, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    constants: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,10 @@ class Remedy:
     action: str
     applied: bool
     evidence: str = ""
+    nodes: tuple[int, ...] = ()
+    """Where applied, the nodes that are kept off the adapter for it."""
+    refuses: bool = False
+    """Where applied, whether the adapter does not take the model at all."""
 
 
 @dataclass(frozen=True, slots=True)

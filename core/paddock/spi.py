@@ -18,7 +18,7 @@ import pluggy
 from pydantic import BaseModel, ConfigDict
 
 from paddock.config import HardwareConfig
-from paddock.errors import ModelError
+from paddock.errors import ModelError, NotAvailable
 from paddock.graph import Graph, Range
 from paddock.model import Files, Model
 from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Remedy, Segment, Verdict
@@ -221,6 +221,16 @@ class Session(ABC):
         """Another instance on the same weights, or None: the host then loads the artifact again."""
         return None
 
+    def bind(self, buffers: Arrays) -> frozenset[str]:
+        """From now on reads the named inputs from, and writes the named outputs to, these very arrays.
+
+        Asked at most once, after `load` or `fork` and on the same thread, with dense arrays that outlive the session,
+        in the dtypes and fixed shapes of its border. Returns the names that it bound: `run` then gets no feed for such
+        an input and leaves such an output out of its answer. A session with something bound is run by one thread at a
+        time. Binding nothing, the default, is always right; binding saves a copy for each run.
+        """
+        return frozenset()
+
     def observed(self) -> Observed:
         """What really took effect."""
         return Observed()
@@ -307,6 +317,8 @@ class Format(ABC):
     """Node types that look rows up: (position of the indices, position of the table), so that samples stay in range."""
     transparent: ClassVar[frozenset[str]] = frozenset()
     """Node types whose first output holds the first input's values: casts, reshapes, copies."""
+    constants: ClassVar[frozenset[str]] = frozenset()
+    """Node types without inputs whose output is the same in every run: a segment that reads one gets its own copy."""
 
     def versions(self) -> tuple[str, ...]:
         """Versions of the SDK that reads it, from metadata: part of the key under which readings are kept."""
@@ -331,9 +343,19 @@ class Format(ABC):
         """Writes `model` in format `target` into `folder`: its files and, by target node, the source's node indices.
 
         The target's node order is that of `target`'s own reader. Runs in a child process; raises `ModelError` for
-        broken files, `NotAvailable` where the model has no equivalent there.
+        broken files, `Unsupported` where certain nodes have no equivalent there, `NotAvailable` where it cannot be
+        told which.
         """
         raise ModelError(f"there is no conversion from {self.name} to {target}")
+
+    def extract(self, model: Model, segment: Segment, folder: Path) -> Files:
+        """Writes one segment of `model` as a model of this format into `folder`: its files.
+
+        It holds the segment's `nodes` and copies of its `constants`, in the order of their indices, with the constants
+        (initializers, parameters) that they and their bodies read; its inputs and outputs are the segment's, in that
+        order, under the values' names, with the dtypes and shapes that `model.graph` states. Runs in a child process.
+        """
+        raise NotAvailable(f"the format {self.name} cannot be cut into segments")
 
 
 @dataclass(frozen=True)
