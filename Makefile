@@ -5,10 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PROJECTS := core plugins/reference plugins/paddle plugins/onnxruntime plugins/openvino
+NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
 DOWNLOAD := 380 MB
 DISK     := 1.6 GB
 
-.PHONY: demo test lint bench schema clean
+.PHONY: demo test lint bench nodes schema clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -25,6 +26,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
+
+# ONNX's own backend node tests on every CPU adapter that is fed ONNX: what runs natively, helped, not, or wrong.
+nodes: $(READY)
+	$(BIN)/python -m paddock.testing $(NODE_ADAPTERS:%=--adapter %) --chain cpu/onnxruntime,cpu/reference
 
 schema: $(READY)
 	$(BIN)/paddock schema > adapters_json/hardware_config.schema.json

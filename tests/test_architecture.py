@@ -17,16 +17,32 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 
 # Read top to bottom, this is the way a config takes; a module imports only what stands above it.
 ORDER = [
-    "errors", "graph", "plan", "jsontext", "config", "machine", "model", "spi",
-    "onnx_wire", "onnx_tensors", "onnx_format", "builtin", "child", "cache", "contract", "wellknown", "registry",
-    "planning", "planning.shapes", "planning.operators", "planning.precision", "planning.memory",
-    "samples", "host", "reading", "compile", "metrics", "references", "verify", "prepare", "deployment",
-    "bench", "compare", "show", "terminal", "cli",
+    "errors", "graph", "plan", "jsontext", "config", "machine", "model", "spi", "defects",
+    "onnx_wire", "onnx_tensors", "onnx_extract", "onnx_format", "builtin", "child", "cache", "contract", "wellknown",
+    "registry",
+    "planning", "planning.shapes", "planning.cost", "planning.partition", "planning.verifier", "planning.operators",
+    "planning.bisection", "planning.precision", "planning.memory",
+    "samples", "host", "workshop", "reading", "placing", "compile", "pipeline", "metrics", "references", "verify",
+    "draft", "prepare", "repair", "deployment",
+    "bench", "compare",
+    "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
+    "testing.__main__", "show", "terminal", "cli",
 ]  # fmt: skip
 SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {
     f"paddock.{name}"
-    for name in ("spi", "graph", "errors", "plan", "model", "child", "planning", "planning.memory", "testing")
+    for name in (
+        "spi",
+        "graph",
+        "errors",
+        "plan",
+        "model",
+        "child",
+        "planning",
+        "planning.memory",
+        "testing",
+        "defects",
+    )
 }
 # Paddle is also what users call their models; the backends of this name are not to be named.
 VENDORS = {"tensorrt", "openvino", "mkldnn", "onednn", "ascend", "qualcomm", "onnxruntime", "cann", "cuda"}

@@ -46,7 +46,7 @@ class Measured:
     shapes: str
     peak_bytes: int
     placed: str
-    """Nodes placed of nodes in the graph, as in "122/122"."""
+    """Nodes on the adapter asked for, of nodes in the graph, as in "121/122"."""
     report: Report
 
 
@@ -145,7 +145,7 @@ def _open_here(model: Path, source: Any, feeds: Sample | None) -> tuple[Mapping[
     facts = {
         "adapter": deployment.plan.adapter,
         "precision": config.precision.value,
-        "placed": f"{placement.placed}/{len(placement.nodes)}",
+        "placed": f"{placement.on(deployment.plan.adapter)}/{len(placement.nodes)}",
         "report": deployment.report,
         "batch": arrays[0].shape[0] if arrays and arrays[0].ndim else 1,
         "shapes": ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items()),

@@ -1,111 +1,108 @@
-"""From a plan to something loaded: selection, compilation and a first try, each in a child process.
+"""From parts to artifacts: compilation and a first run of the whole deployment, in child processes.
 
-Whatever has never been loaded here before is compiled, loaded and run once in a child; only then does this process load
-it. A crash or a hang of an SDK is thereby an error with a reason, not the end of the host.
+Whatever has never been loaded here before is compiled, loaded and run once in children, one for each adapter; only then
+does this process load it. A crash or a hang of an SDK is thereby an error with a reason, not the end of the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from paddock.child import Child, Children
-from paddock.errors import BuildFailed, NotAvailable, Unsupported
-from paddock.host import ChildHost, building
+from paddock.child import Child
+from paddock.errors import BuildFailed, Unsupported
+from paddock.host import ChildHost, ExecutionHost, building
 from paddock.machine import host_facts
 from paddock.model import Model
-from paddock.plan import Plan, Verdict
-from paddock.registry import Registry, Resolved
-from paddock.samples import Sample
-from paddock.spi import Adapter, Artifact, Context, SegmentPlan, Selection
+from paddock.plan import Plan, Segment
+from paddock.registry import Resolved
+from paddock.spi import Artifact, Context, SegmentPlan
+from paddock.workshop import SECONDS, Part
 
 
-@cache
-def _verdicts() -> TypeAdapter[tuple[Verdict, ...]]:
-    return TypeAdapter(tuple[Verdict, ...])
+class Refused(BuildFailed):
+    """An adapter refused nodes of a part while it was compiled: the plan has to be made anew without them."""
+
+    part: Part
+    nodes: tuple[int, ...]
+    """Of the part's target."""
 
 
-_SECONDS = 600.0
+def local_plan(part: Part, plan: Plan) -> SegmentPlan:
+    """What `compile` gets for a part: the same segment by the indices of the model that it is given."""
+    graph = part.target.graph
+    nodes = tuple(node.index for node in graph.nodes)
+    segment = Segment(part.segment.index, part.workshop.name, nodes, graph.inputs, graph.outputs)
+    return SegmentPlan(segment, part.precision, plan.memory, part.remedies, part.verdicts)
 
 
-@dataclass(frozen=True)
-class Workshop:
-    """Where a deployment is made: the registry, the children, the folders."""
-
-    registry: Registry
-    children: Children
-    resolved: Resolved
-    context: Context
-
-    @property
-    def child(self) -> Child:
-        """The child in which this adapter's unproven work happens."""
-        return self.children.get(f"trying {self.resolved.name}")
-
-    def adapter(self) -> Adapter:
-        """The adapter's instance for this deployment."""
-        return self.resolved.registered.adapter(self.resolved.config, self.resolved.device)
+def build(plan: Plan, parts: Sequence[Part]) -> list[Artifact]:
+    """The artifacts of parts that were tried out before (`tried`), made in this process."""
+    return [_built(part, local_plan(part, plan)) for part in parts]
 
 
-def select(workshop: Workshop, model: Model) -> Selection:
-    """The adapter's verdicts for every node, asked in a child and kept by model, shapes, versions and options."""
-    resolved = workshop.resolved
-    key = [
-        model.fingerprint, {s: str(r) for s, r in model.graph.bounds.items()},
-        [value.shape for value in model.graph.input_values], resolved.name, dict(resolved.versions),
-        resolved.config.precision, resolved.config.options.model_dump(mode="json"), host_facts(),
-    ]  # fmt: skip
-
-    def ask() -> object:
-        found = workshop.child.call(
-            _select_here, resolved, model, workshop.context.work, workshop.context.cache, seconds=_SECONDS
+def _built(part: Part, segment: SegmentPlan) -> Artifact:
+    with blamed(part):
+        return _checked(
+            building(
+                f"{part.workshop.name}: compiling",
+                lambda: part.workshop.adapter().compile(part.target, segment, part.context),
+            )
         )
-        return _verdicts().dump_python(tuple(found.verdicts), mode="json")
-
-    return Selection(_verdicts().validate_python(workshop.registry.store.remembered("selections", key, ask)))
 
 
-def build(workshop: Workshop, model: Model, plan: Plan, segment: SegmentPlan, samples: Sequence[Sample]) -> Artifact:
-    """The artifact of a segment, tried out on the first of `samples` in a child unless this very plan was before.
+@contextmanager
+def tried(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[list[Artifact], list[ExecutionHost]]]:
+    """The artifacts of parts, each compiled and loaded in its adapter's child, and the sessions there while it lasts.
 
-    Raises `NotAvailable` where the SDK refuses nodes, `BuildFailed` where it fails or crashes.
+    Raises `Refused` where an SDK refuses nodes, `BuildFailed` where it fails or crashes.
     """
-    store = workshop.registry.store
-    key = [plan.key, host_facts()]
+    artifacts: list[Artifact] = []
+    hosts: list[ExecutionHost] = []
+    for part in parts:
+        resolved, child, context = part.workshop.resolved, part.workshop.child, part.context
+        with blamed(part):
+            artifact = compile_in(child, resolved, part.target, local_plan(part, plan), context)
+            adapter = resolved.registered.adapter
+            hosts.append(ChildHost(child, adapter, resolved.config, resolved.device, artifact, context, SECONDS))
+        artifacts.append(artifact)
     try:
-        if store.get("tried", key) is not None:
-            return _checked(building(
-                f"{plan.adapter}: compiling", lambda: workshop.adapter().compile(model, segment, workshop.context)
-            ))  # fmt: skip
-        resolved = workshop.resolved
-        artifact = compile_in(workshop.child, resolved, model, segment, workshop.context)
-        _try_out(workshop, artifact, samples[:1])
+        yield artifacts, hosts
+    finally:
+        for host in hosts:
+            host.close()
+
+
+def is_tried(plan: Plan, part: Part) -> bool:
+    """Whether this very plan came through its first run on this host before."""
+    return part.workshop.registry.store.get("tried", [plan.key, host_facts()]) is not None
+
+
+def remember_tried(plan: Plan, part: Part) -> None:
+    """What `is_tried` then answers."""
+    part.workshop.registry.store.put("tried", [plan.key, host_facts()], plan.semantics())
+
+
+@contextmanager
+def blamed(part: Part) -> Iterator[None]:
+    """Says of an error which adapter, and which segment, it concerns."""
+    where = "the model" if part.whole else part.label
+    try:
+        yield
     except Unsupported as error:
-        named = [model.graph.nodes[index].label for index in error.nodes if index < len(model.graph.nodes)]
-        raise NotAvailable(
-            f"{plan.adapter} refused {len(named)} nodes while compiling: {error.problem}", candidates=named[:5]
-        ) from error
+        named = [part.target.graph.nodes[i].label for i in error.nodes if i < len(part.target.graph.nodes)]
+        refused = Refused(
+            f"{part.workshop.name} refused {len(named)} nodes while compiling: {error.problem}", candidates=named[:5]
+        )
+        refused.part, refused.nodes = part, error.nodes
+        raise refused from error
     except BuildFailed as error:
         raise BuildFailed(
-            f"{plan.adapter} could not build the model: {error.problem}",
+            f"{part.workshop.name} could not build {where}: {error.problem}",
             candidates=error.candidates,
             remedy=error.remedy or "`paddock verify --all` tries the other backends",
         ) from error
-    store.put("tried", key, plan.semantics())
-    return artifact
-
-
-def _try_out(workshop: Workshop, artifact: Artifact, samples: Sequence[Sample]) -> None:
-    resolved = workshop.resolved
-    adapter, config = resolved.registered.adapter, resolved.config
-    host = ChildHost(workshop.child, adapter, config, resolved.device, artifact, workshop.context, _SECONDS)
-    for sample in samples:
-        check_answer(host.run(sample), artifact.outputs)
-    host.close()
 
 
 def check_answer(answer: object, outputs: Sequence[str]) -> None:
@@ -119,23 +116,13 @@ def check_answer(answer: object, outputs: Sequence[str]) -> None:
 
 def compile_in(child: Child, resolved: Resolved, model: Model, segment: SegmentPlan, context: Context) -> Artifact:
     """The adapter's `compile`, run in a child process."""
-    return _checked(child.call(_compile_here, resolved, model, segment, context.work, context.cache, seconds=_SECONDS))
+    return _checked(child.call(_compile_here, resolved, model, segment, context.work, context.cache, seconds=SECONDS))
 
 
 def _checked(artifact: object) -> Artifact:
     if not isinstance(artifact, Artifact):
         raise BuildFailed(f"compile() returned a {type(artifact).__name__}, not an Artifact")
     return artifact
-
-
-def _select_here(resolved: Resolved, model: Model, work: Path, cache: Path) -> Selection:
-    adapter = resolved.registered.adapter(resolved.config, resolved.device)
-    found: object = adapter.select_operators(model, Context(work, cache))
-    if not isinstance(found, Selection):
-        raise BuildFailed(f"{resolved.name}: select_operators() returned a {type(found).__name__}, not a Selection")
-    if not all(isinstance(verdict, Verdict) for verdict in found.verdicts):
-        raise BuildFailed(f"{resolved.name}: select_operators() returned a Selection that holds no verdicts")
-    return found
 
 
 def _compile_here(resolved: Resolved, model: Model, segment: SegmentPlan, work: Path, cache: Path) -> Artifact:

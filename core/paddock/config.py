@@ -35,7 +35,7 @@ from paddock.errors import ConfigError, PaddockError, did_you_mean
 from paddock.jsontext import dump, json_path, kind_of, loads, named, read_text, short
 from paddock.plan import Precision
 
-RESERVED = ("repair", "isolation", "timeout", "warm_start", "tune")
+RESERVED = ("isolation", "timeout", "warm_start", "tune")
 """Keys that a later version gives a meaning; refused until then rather than ignored."""
 
 DEFAULT_MAX_ERROR: Mapping[Precision, float] = {
@@ -139,10 +139,23 @@ ShapeEntry = Annotated[
 ]
 
 
-class Operators(_Part):
-    """Which operators are kept off the adapter, or in fp32, by type or node name."""
+def _list_or_lists(value: Any, handler: Any) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        raise PydanticCustomError(
+            "exclude", "takes a list of operators, or an object with such a list for each hardware/backend"
+        ) from None
 
-    exclude: tuple[str, ...] = ()
+
+Patterns = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class Operators(_Part):
+    """Which operators are kept off an adapter, or in fp32: by type, by node name, or as "#12" or "#12 TYPE"."""
+
+    exclude: Annotated[Patterns | Mapping[AdapterName, Patterns], WrapValidator(_list_or_lists)] = ()
+    """Kept off hardware/backend or, in an object, off each adapter that it names; the next of `fallback` runs them."""
     keep_fp32: tuple[str, ...] = ()
 
 
@@ -233,11 +246,21 @@ class HardwareConfig(_Part):
     """Adapters for the whole model, tried in order when hardware/backend is not available."""
     fallback: Annotated[tuple[AdapterName, ...], AfterValidator(_distinct)] = ()
     """Adapters for single nodes that hardware/backend cannot run, in order."""
+    repair: bool = False
+    """Whether a deployment that fails or disagrees is searched for the nodes to blame, which then go to `fallback`."""
     strict: bool = True
     """Refuse where what took effect differs from what was asked for, and where a check proves nothing."""
     threads: Annotated[PositiveInt, Field(le=4096)] | None = None
     options: Mapping[str, Any] = Field(default_factory=dict)
     """The adapter's own options; `paddock adapters` lists them."""
+
+    @model_validator(mode="after")
+    def _repairable(self) -> HardwareConfig:
+        if self.repair and not self.fallback:
+            raise PydanticCustomError("repair", "repair has no effect without fallback: name who runs what is wrong")
+        if self.repair and self.accuracy.verify == "off":
+            raise PydanticCustomError("repair", 'repair has no effect with accuracy.verify "off"')
+        return self
 
     def __eq__(self, other: object) -> bool:
         """Equal contents, wherever they were read from."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from paddock.child import Children
-from paddock.compile import build
+from paddock.compile import Refused, build, is_tried, remember_tried
 from paddock.errors import (
+    AccuracyRefused,
     BuildFailed,
     ModelError,
     NotAvailable,
@@ -25,18 +27,24 @@ from paddock.errors import (
     UsageError,
     did_you_mean,
 )
-from paddock.host import InProcessHost, Outputs, building
+from paddock.host import InProcessHost, Outputs, ServingHost, building
 from paddock.machine import host_facts, memory_available
 from paddock.model import Model, fingerprint
+from paddock.pipeline import Flow, Pipeline
 from paddock.plan import Plan, Setting
 from paddock.planning import memory
 from paddock.planning.shapes import describe_shape
 from paddock.prepare import ConfigSource, ModelSource, Prepared, Progress, Samples, prepare
 from paddock.references import Reference
 from paddock.registry import Registry
+from paddock.repair import repair, repairable, repaired_before, replanned, try_out
 from paddock.samples import Border, Sample, digest_samples
-from paddock.spi import Artifact, Event, SegmentPlan, Session
+from paddock.spi import Artifact, Event, Session
 from paddock.verify import Outcome, Report, compare, describe_budget, judge
+from paddock.workshop import Part
+
+_REPLANS = 16
+"""How often a plan is made anew because an SDK refused nodes only when it compiled them."""
 
 
 def deploy(
@@ -46,6 +54,7 @@ def deploy(
     registry: Registry | None = None,
     children: Children | None = None,
     progress: Progress | None = None,
+    samples: Sequence[Mapping[str, Any]] | None = None,
 ) -> Deployment:
     """Deploys `model` as `config` says, checked against the reference.
 
@@ -55,6 +64,8 @@ def deploy(
         registry: The plugins to choose from; discovered anew by default.
         children: Child processes to work in; started and ended by this call by default.
         progress: Told in a few words what is being done.
+        samples: Inputs to verify on instead of `accuracy.samples` or generated ones: by input name an array, a list of
+            arrays for a sequence, None for an optional that is left out.
 
     Raises:
         ConfigError, ModelError, UsageError: what was given is malformed or does not fit together.
@@ -67,44 +78,71 @@ def deploy(
     with ExitStack() as stack:
         if children is None:
             children = stack.enter_context(Children())
-        prepared = prepare(model, config, registry=registry, children=children, progress=progress)
+        prepared = prepare(model, config, registry=registry, children=children, progress=progress, samples=samples)
         return carry_out(prepared)
 
 
 def carry_out(prepared: Prepared) -> Deployment:
-    """A plan carried out: checks the memory budget, builds, loads and verifies; see `deploy` for what it raises."""
+    """A plan carried out: checks the memory budget, builds, loads and verifies; see `deploy` for what it raises.
+
+    Where an SDK turns out to refuse nodes, and the config names fallbacks, the plan is made anew without them.
+    """
     with prepared.config.named():
-        return _carry_out(prepared)
+        try:
+            samples = prepared.samples()
+            prepared = repaired_before(prepared, samples)
+            try:
+                return _without_refused(prepared, samples)
+            except (AccuracyRefused, BuildFailed) as error:
+                if not prepared.config.repair or not repairable(error):
+                    raise
+                return _without_refused(repair(prepared, samples, error), samples)
+        except BaseException as error:
+            _refuse(prepared, error)
+            raise
 
 
-def _carry_out(prepared: Prepared) -> Deployment:
-    registry, tell = prepared.workshop.registry, prepared.workshop.context.progress
-    try:
-        available = prepared.workshop.resolved.device.memory
-        if prepared.plan.memory.kind == "host":
-            available = min(available or memory_available(), memory_available())
-        memory.check_budget(prepared.plan.memory, available)
-        samples = prepared.samples()
-        tell(f"building for {prepared.plan.adapter}")
-        artifact, host = _load(prepared, samples.reference.samples if samples.reference else samples.inputs)
-    except BaseException as error:
-        _refuse(prepared, error)
-        raise
+def _without_refused(prepared: Prepared, samples: Samples) -> Deployment:
+    for _ in range(_REPLANS):
+        try:
+            return _attempt(prepared, samples)
+        except Refused as error:
+            prepared = replanned(prepared, error)
+    raise NotAvailable(
+        f"{prepared.plan.adapter} refused other nodes each of {_REPLANS} times it was tried",
+        remedy="keep these operators off it: operators.exclude",
+    )
+
+
+def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
+    adapter = prepared.plan.adapter
+    _check_memory(prepared)
+    prepared.tell(f"building for {', '.join(prepared.plan.placement.adapters)}")
+    artifacts, host = _load(prepared, samples.reference.samples if samples.reference else samples.inputs)
     try:
         settings = _settle(prepared, host)
         plan = replace(prepared.plan, settings=settings)
-        tell("verifying")
+        prepared.tell("verifying")
         report = _verify(prepared, host, samples)
-        judge(report, prepared.config, plan.adapter)
+        judge(report, prepared.config, adapter)
     except BaseException as error:
         try:
             host.close()
         except PaddockError as closing:
             error.add_note(f"and closing the sessions failed: {closing}")
-        _refuse(prepared, error)
         raise
-    registry.observe(Event("artifact", prepared.name, {"adapter": plan.adapter, "outcome": report.outcome.value}))
-    return Deployment(prepared, plan, report, artifact, host)
+    prepared.registry.observe(Event("artifact", prepared.name, {"adapter": adapter, "outcome": report.outcome.value}))
+    return Deployment(prepared, plan, report, artifacts, host)
+
+
+def _check_memory(prepared: Prepared) -> None:
+    device = next(
+        (p.workshop.resolved.device for p in prepared.parts if p.workshop.name == prepared.plan.adapter), None
+    )
+    available = device.memory if device is not None else None
+    if prepared.plan.memory.kind == "host":
+        available = min(available or memory_available(), memory_available())
+    memory.check_budget(prepared.plan.memory, available)
 
 
 class Deployment:
@@ -113,19 +151,22 @@ class Deployment:
     Made by `paddock.deploy`.
     """
 
-    def __init__(self, prepared: Prepared, plan: Plan, report: Report, artifact: Artifact, host: InProcessHost) -> None:
+    def __init__(
+        self, prepared: Prepared, plan: Plan, report: Report, artifacts: Sequence[Artifact], host: ServingHost
+    ) -> None:
         self.name = prepared.name
         self.config = prepared.config
         self.plan = plan
         """The frozen plan, with what took effect."""
         self.report = report
         """The verification's report."""
-        self.artifact = artifact
+        self.artifacts = tuple(artifacts)
+        """One for each segment of the placement."""
         self._prepared = prepared
         self._host = host
         # Also when a deployment is dropped, or the interpreter ends, without `close`.
         weakref.finalize(self, prepared.discard)
-        self._registry = prepared.workshop.registry
+        self._registry = prepared.registry
         self._border = Border(prepared.origin.graph)
         inputs = zip(prepared.origin.graph.input_values, prepared.target.graph.input_values, strict=True)
         outputs = zip(prepared.origin.graph.output_values, prepared.target.graph.output_values, strict=True)
@@ -230,38 +271,54 @@ class Deployment:
         return self._outputs[name]
 
 
-def _load(prepared: Prepared, samples: Sequence[Sample]) -> tuple[Artifact, InProcessHost]:
-    """The artifact, tried out in a child, and its sessions in this process."""
-    resolved, context = prepared.workshop.resolved, prepared.workshop.context
-    plan = prepared.plan
-    verdicts = tuple(placed.verdict for placed in plan.placement.nodes)
-    segment = SegmentPlan(plan.placement.segments[0], plan.precision, plan.memory, plan.remedies, verdicts)
-    inputs = [prepared.to_target(sample) for sample in samples]
-    artifact = build(prepared.workshop, prepared.target, prepared.plan, segment, inputs)
-
-    def load() -> Session:
-        adapter = prepared.workshop.adapter()
-        verdict = building(f"{resolved.name}: checking the artifact", lambda: adapter.compatible(artifact))
-        if not verdict.usable:
-            raise NotAvailable(f"{resolved.name}: its artifact does not fit this host: {verdict.reason}")
-        session: Session = building(f"{resolved.name}: loading", lambda: adapter.load(artifact, context))
-        return session
-
-    threading_kind = resolved.registered.adapter.concurrency.threading
-    host = InProcessHost(load, threading_kind, prepared.config.instances, resolved.name)
+def _load(prepared: Prepared, samples: Sequence[Sample]) -> tuple[list[Artifact], ServingHost]:
+    """The artifacts, tried out in children unless this very plan was before, and their sessions in this process."""
+    plan, parts = prepared.plan, prepared.parts
+    flow = Flow.of(parts, prepared.origin.graph) if len(parts) > 1 else None
+    if is_tried(plan, parts[0]):
+        artifacts = build(plan, parts)
+    else:
+        artifacts = try_out(prepared, samples)
+        remember_tried(plan, parts[0])
+    hosts: list[InProcessHost] = []
+    try:
+        for part, artifact in zip(parts, artifacts, strict=True):
+            threading_kind = part.workshop.resolved.registered.adapter.concurrency.threading
+            hosts.append(InProcessHost(_loader(part, artifact), threading_kind, prepared.config.instances, part.name))
+        host: ServingHost = hosts[0]
+        if flow is not None:
+            host = Pipeline(flow, hosts, prepared.config.instances, plan.adapter)
+    except BaseException:
+        for loaded in hosts:
+            with contextlib.suppress(PaddockError):
+                loaded.close()
+        raise
     if fingerprint(prepared.origin.format, prepared.origin.files) != prepared.plan.model:
         host.close()
         where = str(next(iter(prepared.origin.files.values())))
         raise ModelError("changed while it was being deployed", where=where, remedy="deploy it again")
-    return artifact, host
+    return artifacts, host
 
 
-def _verify(prepared: Prepared, host: InProcessHost, samples: Samples) -> Report:
+def _loader(part: Part, artifact: Artifact) -> Callable[[], Session]:
+    def load() -> Session:
+        workshop = part.workshop
+        adapter = workshop.adapter()
+        verdict = building(f"{workshop.name}: checking the artifact", lambda: adapter.compatible(artifact))
+        if not verdict.usable:
+            raise NotAvailable(f"{workshop.name}: its artifact does not fit this host: {verdict.reason}")
+        session: Session = building(f"{part.name}: loading", lambda: adapter.load(artifact, part.context))
+        return session
+
+    return load
+
+
+def _verify(prepared: Prepared, host: ServingHost, samples: Samples) -> Report:
     """The report on a loaded deployment; `verify: cached` takes an earlier one for the same plan and samples."""
     budget = describe_budget(prepared.config)
     if prepared.config.accuracy.verify == "off":
         return Report(Outcome.OFF, "not verified", reason='accuracy.verify is "off"')
-    registry = prepared.workshop.registry
+    registry = prepared.registry
     against = [[e.adapter.name(), e.version, dict(registry.probe(e).versions)] for e in prepared.references()]
     key = [prepared.plan.key, digest_samples(samples.inputs), budget, against, host_facts()]
     if prepared.config.accuracy.verify == "cached" and (known := registry.store.get("verified", key)) is not None:
@@ -278,7 +335,7 @@ def _verify(prepared: Prepared, host: InProcessHost, samples: Samples) -> Report
     return report
 
 
-def _judged(prepared: Prepared, host: InProcessHost, reference: Reference, source: str) -> Report:
+def _judged(prepared: Prepared, host: ServingHost, reference: Reference, source: str) -> Report:
     """The report on every sample, and on the first one on each further instance."""
     asked = reference.samples[: reference.judged]
     answers = [prepared.answer(host.run, sample) for sample in asked]
@@ -293,7 +350,7 @@ def _judged(prepared: Prepared, host: InProcessHost, reference: Reference, sourc
     return report
 
 
-def _settle(prepared: Prepared, host: InProcessHost) -> tuple[Setting, ...]:
+def _settle(prepared: Prepared, host: ServingHost) -> tuple[Setting, ...]:
     """The settings with what took effect; in strict mode raises where that is not what was asked for."""
     observed = building(f"{prepared.plan.adapter}: observing", host.observed).settings
     settings = tuple(replace(s, effective=observed.get(s.name)) for s in prepared.plan.settings)
@@ -312,4 +369,4 @@ def _refuse(prepared: Prepared, error: BaseException) -> None:
     prepared.discard()
     if isinstance(error, PaddockError):
         facts = {"error": type(error).__name__, "problem": error.problem}
-        prepared.workshop.registry.observe(Event("refused", prepared.name, facts))
+        prepared.registry.observe(Event("refused", prepared.name, facts))

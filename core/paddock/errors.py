@@ -72,7 +72,10 @@ class StrictnessError(PaddockError):
 
 
 class NotAvailable(PaddockError):
-    """The hardware, the backend, its SDK or the precision asked for is not available on this host."""
+    """The hardware, the backend, its SDK, the precision or an operator asked for is not available on this host."""
+
+    nodes: tuple[int, ...] = ()
+    """The nodes that nobody takes, where it is about these."""
 
 
 class AccuracyRefused(PaddockError):

@@ -44,7 +44,73 @@ class ExecutionHost(ABC):
         """Waits for the requests inside, then frees everything; closing twice is fine."""
 
 
-class InProcessHost(ExecutionHost):
+class Threads:
+    """A host's own threads, on which requests are submitted, and what must hold for any request.
+
+    One thread for each instance: they stay, since a new thread can cost a runtime 0.3 s and 139 MB.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._name = name
+        self._pid = os.getpid()
+        self._own: set[int] = set()
+        self._closed = False
+        self._pool = ThreadPoolExecutor(
+            count, thread_name_prefix=f"paddock {name}", initializer=lambda: self._own.add(threading.get_ident())
+        )
+
+    def check(self) -> None:
+        """Raises `RunFailed` where no request can be answered any more, or in this process."""
+        if self._closed:  # at once: callers that keep coming would keep `close` from ever getting a turn
+            raise self.is_closed()
+        if os.getpid() != self._pid:
+            # A fork has the sessions' memory but none of their threads: a run there would wait for ever.
+            raise RunFailed(
+                f"the deployment on {self._name} was made in another process", remedy="deploy again after the fork"
+            )
+
+    def submit(self, action: Callable[..., Outputs], *args: Any) -> Future[Outputs]:
+        """`action(*args)` on one of the threads."""
+        self.check()
+        try:
+            return self._pool.submit(action, *args)
+        except RuntimeError:
+            raise self.is_closed() from None
+
+    def check_closing(self) -> None:
+        """Raises `RunFailed` on one of these threads, which would wait for itself."""
+        if threading.get_ident() in self._own:
+            raise RunFailed(
+                f"the deployment on {self._name} cannot be closed from a callback of its own: it would wait for itself",
+                remedy="close it from another thread",
+            )
+
+    def close(self) -> bool:
+        """Waits for what was submitted; False where they are closed already."""
+        if self._closed:
+            return False
+        self._closed = True
+        self._pool.shutdown(wait=True)
+        return True
+
+    def is_closed(self) -> RunFailed:
+        """The error of whoever comes too late."""
+        return RunFailed(f"the deployment on {self._name} is closed")
+
+
+class ServingHost(ExecutionHost):
+    """A host that requests are served from."""
+
+    @abstractmethod
+    def submit(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Future[Outputs]:
+        """`run` on one of the host's own threads."""
+
+    @abstractmethod
+    def run_on(self, instance: int, feeds: Arrays) -> Outputs:
+        """`run` on one given instance, whoever else uses it: for checking each, and for whoever shares them out."""
+
+
+class InProcessHost(ServingHost):
     """Sessions in this process.
 
     Args:
@@ -58,15 +124,9 @@ class InProcessHost(ExecutionHost):
         self._name = name
         self._threading = threading_kind
         self._home = threading.get_ident()
-        self._pid = os.getpid()
         self._free: queue.SimpleQueue[Session | None] = queue.SimpleQueue()
+        self._threads = Threads(instances, name)
         self._closing = threading.Lock()
-        self._closed = False
-        # One thread for each instance: they stay, since a new thread can cost a runtime 0.3 s and 139 MB.
-        self._own: set[int] = set()
-        self._threads = ThreadPoolExecutor(
-            instances, thread_name_prefix=f"paddock {name}", initializer=lambda: self._own.add(threading.get_ident())
-        )
         self._bound = threading_kind is Threading.BOUND
         self._sessions: list[Session] = []
         self._owners: dict[int, ThreadPoolExecutor] = {}
@@ -86,20 +146,15 @@ class InProcessHost(ExecutionHost):
                 self._free.put(session)
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
-        if self._closed:  # at once: callers that keep coming would keep `close` from ever getting a turn
-            raise self._is_closed()
-        self._check_process()
+        self._threads.check()
         if self._threading is Threading.HOME and threading.get_ident() != self._home:
-            return self._submit(feeds, outputs).result()
+            return self._threads.submit(self._run, feeds, outputs).result()
         return self._run(feeds, outputs)
 
     def submit(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Future[Outputs]:
-        """`run` on one of the host's own threads."""
-        self._check_process()
-        return self._submit(feeds, outputs)
+        return self._threads.submit(self._run, feeds, outputs)
 
     def run_on(self, instance: int, feeds: Arrays) -> Outputs:
-        """`run` on one given instance, for checking each; not while requests are served."""
         session = self._sessions[instance]
         try:
             found: Outputs = self._on_owner(session, lambda: session.run(feeds))
@@ -109,21 +164,23 @@ class InProcessHost(ExecutionHost):
             raise RunFailed(f"{self._name} failed while running: {first_line(error)}") from error
         return found
 
+    def bind(self, instance: int, buffers: Arrays) -> frozenset[str]:
+        """`Session.bind` of one instance, on its own thread; raises `BuildFailed` for what its SDK raises."""
+        session = self._sessions[instance]
+        bound: frozenset[str] = self._on_owner(
+            session, lambda: building(f"{self._name}: binding buffers", lambda: session.bind(buffers))
+        )
+        return bound
+
     def observed(self) -> Observed:
         found: Observed = self._on_owner(self._sessions[0], self._sessions[0].observed)
         return found
 
     def close(self) -> None:
-        if threading.get_ident() in self._own:
-            raise RunFailed(
-                f"the deployment on {self._name} cannot be closed from a callback of its own: it would wait for itself",
-                remedy="close it from another thread",
-            )
-        with self._closing:
-            if self._closed:
+        self._threads.check_closing()
+        with self._closing:  # a second caller returns when the first is done
+            if not self._threads.close():
                 return
-            self._closed = True
-            self._threads.shutdown(wait=True)
             for _ in range(getattr(self, "_permits", 0)):
                 self._free.get()  # each call inside gives its permit back when it is done
             self._free.put(None)  # whoever waits, or comes later, finds this
@@ -138,17 +195,11 @@ class InProcessHost(ExecutionHost):
         if failed is not None:
             raise RunFailed(f"{self._name} failed while closing: {first_line(failed)}") from failed
 
-    def _submit(self, feeds: Arrays, outputs: Sequence[str] | None) -> Future[Outputs]:
-        try:
-            return self._threads.submit(self._run, feeds, outputs)
-        except RuntimeError:
-            raise self._is_closed() from None
-
     def _run(self, feeds: Arrays, outputs: Sequence[str] | None) -> Outputs:
         session = self._free.get()
         if session is None:
             self._free.put(None)
-            raise self._is_closed()
+            raise self._threads.is_closed()
         try:
             if self._bound:
                 return self._owners[id(session)].submit(session.run, feeds, outputs).result()
@@ -175,16 +226,6 @@ class InProcessHost(ExecutionHost):
     def _on_owner(self, session: Session, action: Callable[[], Any]) -> Any:
         owner = self._owners.get(id(session))
         return owner.submit(action).result() if owner is not None else action()
-
-    def _check_process(self) -> None:
-        """A fork has the sessions' memory but none of their threads: a run there would wait for ever."""
-        if os.getpid() != self._pid:
-            raise RunFailed(
-                f"the deployment on {self._name} was made in another process", remedy="deploy again after the fork"
-            )
-
-    def _is_closed(self) -> RunFailed:
-        return RunFailed(f"the deployment on {self._name} is closed")
 
 
 class ChildHost(ExecutionHost):
@@ -241,8 +282,8 @@ def building(what: str, action: Callable[[], Any]) -> Any:
         raise BuildFailed(f"{what} failed: {first_line(error)}") from error
 
 
-_SESSIONS: dict[str, Session] = {}
-"""In a child: the sessions that its parent holds handles to.
+_SESSIONS: dict[str, tuple[Session, ThreadPoolExecutor | None]] = {}
+"""In a child: the sessions that its parent holds handles to, each with its thread where it is bound to one.
 
 No handle is ever used again, in this process or in the one that takes its place after a crash.
 """
@@ -251,29 +292,40 @@ No handle is ever used again, in this process or in the one that takes its place
 def _load_here(
     adapter: type[Adapter], config: ResolvedConfig, device: Device | None, artifact: Artifact, work: Any, cache: Any
 ) -> str:
-    session: object = adapter(config, device).load(artifact, Context(work, cache))
+    bound = adapter.concurrency.threading is Threading.BOUND
+    thread = ThreadPoolExecutor(1, thread_name_prefix=f"paddock {adapter.name()} bound") if bound else None
+
+    def load() -> object:
+        return adapter(config, device).load(artifact, Context(work, cache))
+
+    session = thread.submit(load).result() if thread is not None else load()
     if not isinstance(session, Session):
         raise BuildFailed(f"load() returned a {type(session).__name__}, not a Session")
     handle = uuid.uuid4().hex
-    _SESSIONS[handle] = session
+    _SESSIONS[handle] = session, thread
     return handle
 
 
-def _held(handle: str | None) -> Session:
+def _on_thread(handle: str | None, action: Callable[[Session], Any]) -> Any:
     if handle not in _SESSIONS:
         raise RunFailed("the session is closed, or ended with its process")
-    return _SESSIONS[handle]
+    session, thread = _SESSIONS[handle]
+    return thread.submit(action, session).result() if thread is not None else action(session)
 
 
 def _run_here(handle: str | None, feeds: Arrays, outputs: Sequence[str] | None) -> Outputs:
-    return _held(handle).run(feeds, outputs)
+    found: Outputs = _on_thread(handle, lambda session: session.run(feeds, outputs))
+    return found
 
 
 def _observed_here(handle: str | None) -> Observed:
-    return _held(handle).observed()
+    found: Observed = _on_thread(handle, lambda session: session.observed())
+    return found
 
 
 def _close_here(handle: str) -> None:
-    session = _SESSIONS.pop(handle, None)  # None where it ended with its process
-    if session is not None:
-        session.close()
+    if handle in _SESSIONS:  # it is not where it ended with its process
+        _on_thread(handle, lambda session: session.close())
+        thread = _SESSIONS.pop(handle)[1]
+        if thread is not None:
+            thread.shutdown()

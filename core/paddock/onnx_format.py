@@ -15,18 +15,19 @@ from typing import Any, ClassVar
 
 from paddock.errors import ModelError, PaddockError, did_you_mean
 from paddock.graph import Dim, Graph, Node, Shape, Value
-from paddock.model import Files
+from paddock.model import Files, Model
+from paddock.onnx_extract import extract, whole
 from paddock.onnx_tensors import (
     all_graphs,
-    all_nodes,
     all_tensors,
     dtype_name,
-    external_entry,
     external_files,
+    load_small,
     nodes_of,
+    parse,
     tensor_bytes,
 )
-from paddock.onnx_wire import KEEP, LEFT_OUT, weightless
+from paddock.plan import Segment
 from paddock.spi import Format
 
 LIST_LIMIT = 64
@@ -45,6 +46,7 @@ class OnnxFormat(Format):
     transparent: ClassVar[frozenset[str]] = frozenset(
         {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
     )
+    constants: ClassVar[frozenset[str]] = frozenset({"Constant"})
 
     def locate(self, path: Path) -> Files | None:
         """A `.onnx` file, a folder with exactly one, or a stem beside which one lies; else None."""
@@ -78,7 +80,7 @@ class OnnxFormat(Format):
         """
         path = _model_path(files)
         with _Guard(path):
-            return {**files, **external_files(path, all_tensors(_parse(path)))}
+            return {**files, **external_files(path, all_tensors(parse(path)))}
 
     def read(self, files: Files) -> Graph:
         """The graph, nodes in the file's order, dtypes and shapes by onnx's own inference (with data propagation).
@@ -88,7 +90,17 @@ class OnnxFormat(Format):
         """
         path = _model_path(files)
         with _Guard(path):
-            return _read(path, _parse(path))
+            return _read(path, parse(path))
+
+    def extract(self, model: Model, segment: Segment, folder: Path) -> Files:
+        """The segment as `model.onnx`, its larger constants in `weights.bin`; node i is the i-th one in the file.
+
+        Raises `NotAvailable` where a value at the border has no dtype, or is a map or a sparse tensor.
+        """
+        path = _model_path(model.files)
+        with _Guard(path):
+            proto = whole(path)
+        return extract(proto, model, segment, folder)
 
 
 class _Guard:
@@ -125,23 +137,6 @@ def _model_path(files: Files) -> Path:
     return files["model"]
 
 
-def _parse(path: Path) -> Any:
-    """The ModelProto without large payloads, with domain "ai.onnx" spelt "" throughout (docs/IR.md: they are one)."""
-    import onnx
-
-    proto = onnx.ModelProto.FromString(weightless(path))
-    if not proto.HasField("graph"):
-        raise ModelError("is not an ONNX model: it holds no graph")
-    for owner in (proto, *proto.functions):
-        for opset in owner.opset_import:
-            if opset.domain == "ai.onnx":
-                opset.domain = ""
-    for node in all_nodes(proto):
-        if node.domain == "ai.onnx":
-            node.domain = ""
-    return proto
-
-
 # The graph: checked and inferred by onnx, then turned into ours.
 
 
@@ -156,7 +151,7 @@ def _read(path: Path, proto: Any) -> Graph:
         if not value.HasField("type"):
             raise ModelError(f"the input {value.name!r} has no type")
     _name_anonymous(proto.graph, graphs)
-    absent = _load_small(path, tensors)
+    absent = load_small(path, tensors)
     checker.check_model(_checkable(proto, graphs, absent), full_check=False)
     inferred = shape_inference.infer_shapes(proto, data_prop=True)
     opsets = {opset.domain: opset.version for opset in proto.opset_import} or {"": 1}
@@ -214,31 +209,6 @@ def _name_anonymous(main: Any, graphs: Sequence[Any]) -> None:
                 while symbol in taken:
                     symbol += "_"
                 dim.dim_param = symbol
-
-
-def _load_small(path: Path, tensors: Sequence[Any]) -> list[Any]:
-    """Loads small external tensors, which shape inference may read; returns those that stay without their data.
-
-    These are marked as external, so that inference knows their data is not there.
-    """
-    absent = []
-    for tensor in tensors:
-        if tensor.data_location == tensor.EXTERNAL:
-            location, offset, length = external_entry(tensor)
-            if length > KEEP:
-                absent.append(tensor)
-                continue
-            with (path.parent / location).open("rb") as file:
-                file.seek(offset)
-                tensor.raw_data = file.read(length)
-            tensor.ClearField("data_location")
-            tensor.ClearField("external_data")
-        elif any(entry.key == LEFT_OUT for entry in tensor.external_data):
-            absent.append(tensor)
-    for tensor in absent:
-        tensor.data_location = tensor.EXTERNAL
-        tensor.ClearField("raw_data")
-    return absent
 
 
 def _checkable(proto: Any, graphs: Sequence[Any], absent: Sequence[Any]) -> bytes:

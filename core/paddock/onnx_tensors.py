@@ -8,16 +8,38 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from paddock.errors import ModelError
 from paddock.graph import BITS
-from paddock.onnx_wire import LEFT_OUT
+from paddock.onnx_wire import KEEP, LEFT_OUT, weightless
 
 _NAMES: Mapping[str, str] = MappingProxyType({"FLOAT": "float32", "DOUBLE": "float64"})
+
+
+def parse(path: Path) -> Any:
+    """The ModelProto without large payloads, with the default domain spelt "" throughout."""
+    import onnx
+
+    proto = onnx.ModelProto.FromString(weightless(path))
+    if not proto.HasField("graph"):
+        raise ModelError("is not an ONNX model: it holds no graph")
+    spell_default_domain(proto)
+    return proto
+
+
+def spell_default_domain(proto: Any) -> None:
+    """Turns domain "ai.onnx" into "" throughout (docs/IR.md: they are one)."""
+    for owner in (proto, *proto.functions):
+        for opset in owner.opset_import:
+            if opset.domain == "ai.onnx":
+                opset.domain = ""
+    for node in all_nodes(proto):
+        if node.domain == "ai.onnx":
+            node.domain = ""
 
 
 def graphs_of(node: Any) -> Iterator[Any]:
@@ -82,6 +104,14 @@ def dtype_name(number: int) -> str | None:
     if name not in BITS and name != "string":
         raise ModelError(f"element type {label} is unknown to Paddock", candidates=[*BITS, "string"])
     return name
+
+
+def dtype_number(name: str) -> int:
+    """The inverse of `dtype_name`."""
+    import onnx
+
+    labels = {ours: label for label, ours in _NAMES.items()}
+    return int(onnx.TensorProto.DataType.Value(labels.get(name, name.upper())))
 
 
 def _elements(tensor: Any) -> int:
@@ -189,3 +219,28 @@ def _external_size(path: Path, location: str, tensor: str) -> int:
             remedy="put the file itself beside the model",
         )
     return file.stat().st_size
+
+
+def load_small(path: Path, tensors: Sequence[Any]) -> list[Any]:
+    """Loads small external tensors, which shape inference may read; returns those that stay without their data.
+
+    These are marked as external, so that inference knows their data is not there.
+    """
+    absent = []
+    for tensor in tensors:
+        if tensor.data_location == tensor.EXTERNAL:
+            location, offset, length = external_entry(tensor)
+            if length > KEEP:
+                absent.append(tensor)
+                continue
+            with (path.parent / location).open("rb") as file:
+                file.seek(offset)
+                tensor.raw_data = file.read(length)
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+        elif any(entry.key == LEFT_OUT for entry in tensor.external_data):
+            absent.append(tensor)
+    for tensor in absent:
+        tensor.data_location = tensor.EXTERNAL
+        tensor.ClearField("raw_data")
+    return absent

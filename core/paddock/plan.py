@@ -71,12 +71,21 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class NodePlacement:
-    """Where one node of the model runs; `adapter` is None where nobody takes it."""
+    """Where one node of the model runs, by that adapter's own verdict.
+
+    `passed` holds the adapters that stand before it in the chain, each with the reason why it does not run the node.
+    """
 
     node: int
     op: str
-    adapter: str | None
+    adapter: str
     verdict: Verdict
+    passed: tuple[tuple[str, Verdict], ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why it runs there: the verdict's reason, and after "not X:" those of the adapters passed over."""
+        return "; ".join((self.verdict.reason, *(f"not {name}: {verdict.reason}" for name, verdict in self.passed)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +111,18 @@ class Placement:
     nodes: tuple[NodePlacement, ...]
     segments: tuple[Segment, ...]
 
+    def on(self, adapter: str) -> int:
+        """How many nodes an adapter runs."""
+        return sum(node.adapter == adapter for node in self.nodes)
+
     @property
-    def placed(self) -> int:
-        """How many nodes have an adapter."""
-        return sum(node.adapter is not None for node in self.nodes)
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters that run something, in order of their first segment."""
+        return tuple(dict.fromkeys(segment.adapter for segment in self.segments))
 
     def by_operator(self) -> list[tuple[str, str, str, str, int]]:
-        """Rows (operator, adapter or "-", answer, reason, count), most frequent first: the plan's table."""
-        rows = Counter((n.op, n.adapter or "-", n.verdict.answer.value, n.verdict.reason) for n in self.nodes)
+        """Rows (operator, adapter, answer, reason, count), most frequent first: the plan's table."""
+        rows = Counter((n.op, n.adapter, n.verdict.answer.value, n.reason) for n in self.nodes)
         return [(*row, count) for row, count in sorted(rows.items(), key=lambda item: (-item[1], item[0]))]
 
 

@@ -1,4 +1,4 @@
-"""Everything up to the plan: read, bound, resolve, convert, select, plan. Nothing is built, loaded or allocated."""
+"""Everything up to the plan: read, resolve, select, place, cut, convert. Nothing is built, loaded or allocated."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paddock.child import Children
-from paddock.compile import Workshop, check_answer, select
+from paddock.compile import check_answer
 from paddock.config import HardwareConfig
-from paddock.errors import BuildFailed, ConfigError, NotAvailable
+from paddock.draft import draft
+from paddock.errors import BuildFailed, ConfigError, NotAvailable, UsageError
 from paddock.host import Outputs, building
 from paddock.model import Model
-from paddock.plan import Plan, Setting
-from paddock.planning import memory
-from paddock.planning.operators import place, verify_placement
+from paddock.placing import Denials, Link, origins, place_model
+from paddock.plan import Plan, Precision, PrecisionPlan, Verdict
+from paddock.planning.operators import matching
 from paddock.planning.precision import plan_precision
 from paddock.planning.shapes import apply_shapes, describe_shape
-from paddock.reading import adapted, open_model
+from paddock.reading import open_model
 from paddock.references import Reference, read_golden, reference_outputs
 from paddock.registry import Registered, Registry, Resolved
-from paddock.samples import Sample, generate, load_samples
+from paddock.samples import Sample, checked, generate, load_samples
 from paddock.spi import Arrays, Context, Event, Process, Shapes
-from paddock.verify import describe_budget
+from paddock.workshop import Part, Workshop
 
 ModelSource = str | os.PathLike[str] | Model
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | HardwareConfig
@@ -45,94 +47,175 @@ def prepare(
     children: Children,
     registry: Registry | None = None,
     progress: Progress | None = None,
+    samples: Sequence[Mapping[str, Any]] | None = None,
 ) -> Prepared:
     """The plan, with all that it takes to carry it out. Same arguments and errors as `paddock.deploy`."""
     config = HardwareConfig.load(config)
-    with config.named():
-        return _prepare(model, config, children, registry if registry is not None else Registry.discover(), progress)
-
-
-def _prepare(
-    model: ModelSource, config: HardwareConfig, children: Children, registry: Registry, progress: Progress | None
-) -> Prepared:
+    registry = registry if registry is not None else Registry.discover()
     tell = progress or (lambda message: None)
-    tell("reading the model")
-    origin = open_model(model, registry, children)
-    origin = origin.with_graph(apply_shapes(origin.graph, config))
-    resolved = registry.resolve(config)
-    _check_contract(resolved, origin)
-    tell(f"planning for {resolved.name}")
-    target = adapted(origin, resolved.registered.adapter, registry, children)
-    precision = plan_precision(target, config, resolved.name)
-    work = Path(tempfile.mkdtemp(prefix="paddock-"))
-    try:
-        cache = registry.store.private("adapters", [resolved.name, dict(resolved.versions)])
-        workshop = Workshop(registry, children, resolved, Context(work, cache, tell))
-        adapter = building(f"{resolved.name}: constructing", workshop.adapter)
-        placement = place(target, resolved.name, select(workshop, target), config)
-        verify_placement(target.graph, placement)
-        predicted = building(f"{resolved.name}: planning memory", lambda: adapter.plan_memory(target, precision))
-        if predicted is None:
-            kind = type(adapter)
-            planner = "backend" if kind.plans_memory else "none"
-            shares = kind.concurrency.shares_weights
-            predicted = memory.predict(target.graph, config, resolved.device.memory_kind, planner, shares)
-        verify = config.accuracy.verify
-        plan = Plan(
-            model=origin.fingerprint,
-            format=target.format,
-            adapter=resolved.name,
-            device=f"{resolved.device.index} ({resolved.device.name})",
-            precision=precision,
-            placement=placement,
-            memory=predicted,
-            shapes={value.name: describe_shape(origin.graph, value) for value in origin.graph.input_values},
-            settings=_settings(config, resolved),
-            bounds=dict(origin.graph.bounds),
-            choices=origin.graph.choices,
-            remedies=tuple(building(f"{resolved.name}: listing known defects", lambda: adapter.known_defects(target))),
-            versions=dict(resolved.versions),
-            verify=verify,
-            reference=tuple(entry.adapter.name() for entry in _references(registry, origin, verify)),
-            budget=describe_budget(config) if verify != "off" else "not verified",
-            notes=_notes(config, resolved, origin, target),
-        )
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    name = next(_NAMES)
-    for passed, reason in resolved.skipped:
-        registry.observe(Event("candidate", name, {"skipped": passed, "reason": reason, "taken": resolved.name}))
-    registry.observe(Event("plan", name, {"adapter": plan.adapter, "key": plan.key}))
-    return Prepared(name, config, origin, target, plan, workshop)
+    with config.named():
+        tell("reading the model")
+        origin = open_model(model, registry, children)
+        origin = origin.with_graph(apply_shapes(origin.graph, config))
+        given = _given(samples, origin, config)
+        resolved = registry.resolve(config)
+        work = Path(tempfile.mkdtemp(prefix="paddock-"))
+        try:
+            job = _Job(next(_NAMES), config, origin, registry, children, resolved, work, tell, given)
+            prepared = job.plan({})
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        for passed, reason in resolved.skipped:
+            facts = {"skipped": passed, "reason": reason, "taken": resolved.name}
+            registry.observe(Event("candidate", job.name, facts))
+        return prepared
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same however often a deployment is planned anew."""
+
+    name: str
+    config: HardwareConfig
+    origin: Model
+    registry: Registry
+    children: Children
+    resolved: Resolved
+    work: Path
+    tell: Progress
+    given: tuple[Sample, ...] | None
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The adapter asked for and its fallbacks, each once."""
+        names = (self.registry.canonical(name) for name in self.config.fallback)
+        return tuple(dict.fromkeys((self.resolved.name, *names)))
+
+    def plan(self, denied: Denials, notes: Sequence[str] = ()) -> Prepared:
+        """The plan with these nodes kept off these adapters, beside those that the config excludes."""
+        self.tell(f"planning for {self.resolved.name}")
+        links = [Link(self.resolved.name, partial(self._workshop, self.resolved))]
+        links += [Link(name, partial(self._fallback, name)) for name in self.chain[1:]]
+        everywhere = _excluded(self.origin, self.config, links, denied, self.registry)
+        placed = place_model(self.origin, links, everywhere, self.registry, self.children)
+        precision = plan_precision(self.origin, self.config, self.resolved.name)
+        parts = tuple(replace(part, precision=self._precision(part, precision)) for part in placed.parts)
+        candidates = _references(self.registry, self.origin, self.config.accuracy.verify)
+        reference = tuple(entry.adapter.name() for entry in candidates)
+        plan = draft(self.config, self.origin, self.resolved, placed, parts, precision, reference, notes)
+        facts = {"adapter": plan.adapter, "key": plan.key}
+        self.registry.observe(Event("plan", self.name, facts))
+        for name in plan.placement.adapters:
+            if name != plan.adapter:
+                nodes = plan.placement.on(name)
+                self.registry.observe(Event("fallback", self.name, {"adapter": name, "nodes": nodes}))
+        return Prepared(self, plan, parts, denied, tuple(notes))
+
+    def _workshop(self, resolved: Resolved) -> Workshop:
+        _check_contract(resolved, self.origin)
+        cache = self.registry.store.private("adapters", [resolved.name, dict(resolved.versions)])
+        work = self.work / resolved.name.replace("/", "-")
+        work.mkdir(exist_ok=True)
+        workshop = Workshop(self.registry, self.children, resolved, Context(work, cache, self.tell))
+        building(f"{resolved.name}: constructing", workshop.adapter)
+        return workshop
+
+    def _fallback(self, name: str) -> Workshop:
+        """A fallback: with no options, in the precision asked for or else in fp32, on as many threads."""
+        config = self.config
+        hardware, _, backend = name.partition("/")
+        changes: dict[str, Any] = {
+            "hardware": hardware,
+            "backend": backend,
+            "options": {},
+            "threads": None,
+            "devices": (0,),
+        }
+        try:
+            resolved = self.registry.consider(name, config.model_copy(update=changes))
+        except NotAvailable:
+            if config.precision is Precision.FP32:
+                raise
+            changes["precision"] = Precision.FP32
+            resolved = self.registry.consider(name, config.model_copy(update=changes))
+        threads = self.resolved.config.threads
+        return self._workshop(replace(resolved, config=replace(resolved.config, threads=threads)))
+
+    def _precision(self, part: Part, plan: PrecisionPlan) -> PrecisionPlan:
+        """The precision plan by the nodes of a part's target; a fallback may have to compute in fp32."""
+        own = part.workshop.resolved.config.precision
+        if own is not plan.precision:
+            return PrecisionPlan(own, "none", (), f"{part.workshop.name} does not compute in {plan.precision}")
+        if not plan.keep_fp32 or part.target is self.origin:
+            return plan
+        keep = {
+            n.index for n in part.target.graph.nodes if origins(part.target, n.index, self.origin) & set(plan.keep_fp32)
+        }
+        return replace(plan, keep_fp32=tuple(sorted(keep)))
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A plan with all that it takes to carry it out."""
 
-    name: str
-    config: HardwareConfig
-    origin: Model
-    """The model as the user gave it, with the config's bounds."""
-    target: Model
-    """The model in the adapter's format."""
+    job: _Job
     plan: Plan
-    workshop: Workshop
+    parts: tuple[Part, ...]
+    denied: Denials
+    """What planning was told beside the config: nodes that an SDK or a repair keeps off an adapter."""
+    notes: tuple[str, ...] = ()
+    """What the plan says of them."""
+
+    @property
+    def name(self) -> str:
+        """The deployment's name in events."""
+        return self.job.name
+
+    @property
+    def config(self) -> HardwareConfig:
+        """The config as read."""
+        return self.job.config
+
+    @property
+    def origin(self) -> Model:
+        """The model as the user gave it, with the config's bounds."""
+        return self.job.origin
+
+    @property
+    def registry(self) -> Registry:
+        """The plugins to choose from."""
+        return self.job.registry
+
+    @property
+    def target(self) -> Model:
+        """The model whose input and output names the sessions know: the one part's, or the user's own."""
+        return self.parts[0].target if len(self.parts) == 1 else self.origin
+
+    def tell(self, message: str) -> None:
+        """Says in a few words what is being done."""
+        self.job.tell(message)
+
+    def again(self, denied: Denials, notes: Sequence[str] = ()) -> Prepared:
+        """The plan made anew with other nodes kept off."""
+        with self.config.named():
+            return self.job.plan(denied, notes)
 
     def discard(self) -> None:
         """Removes the work folder of a plan that is not carried out."""
-        shutil.rmtree(self.workshop.context.work, ignore_errors=True)
+        shutil.rmtree(self.job.work, ignore_errors=True)
 
     def samples(self) -> Samples:
         """What the deployment is to be checked on; raises `ConfigError` where it does not fit the model."""
         accuracy, graph = self.config.accuracy, self.origin.graph
         if accuracy.golden is not None:
             return Samples((), "golden outputs", read_golden(accuracy.golden, self.origin))
+        if self.job.given is not None:
+            return Samples(self.job.given, "given in the call", extra=_shuffled(self.job.given))
         if accuracy.samples is not None:
             found = load_samples(accuracy.samples, graph)
             return Samples(tuple(found), "accuracy.samples", extra=_shuffled(found))
-        format = self.workshop.registry.formats[self.origin.format]
+        format = self.registry.formats[self.origin.format]
         try:
             return Samples(tuple(generate(graph, format.gathers, format.transparent)), "generated")
         except ConfigError:
@@ -142,19 +225,17 @@ class Prepared:
 
     def references(self) -> list[Registered]:
         """The adapters that may serve as the reference, best first."""
-        return _references(self.workshop.registry, self.origin, self.config.accuracy.verify)
+        return _references(self.registry, self.origin, self.config.accuracy.verify)
 
     def reference(self, samples: Samples) -> Reference:
         """The reference's answers to the samples, and to one more that shows whether outputs vary at all."""
-        children = self.workshop.children
+        children = self.job.children
         asked = (*samples.inputs, *([samples.extra] if samples.extra is not None else []))
-        found = reference_outputs(
-            self.workshop.registry, self.origin, asked, lambda label: children.get(f"{label} (reference)")
-        )
+        found = reference_outputs(self.registry, self.origin, asked, lambda label: children.get(f"{label} (reference)"))
         return replace(found, judged=len(samples.inputs))
 
     def to_target(self, feeds: Arrays) -> Arrays:
-        """Feeds under the names that the adapter's format uses; conversions keep the order, not always the names."""
+        """Feeds under the names that the sessions know; conversions keep the order, not always the names."""
         names = zip(self.origin.graph.input_values, self.target.graph.input_values, strict=True)
         return {there.name: feeds[here.name] for here, there in names}
 
@@ -181,6 +262,47 @@ class Samples:
     """One more input for the reference alone, to see whether outputs vary; not judged."""
 
 
+def _given(
+    samples: Sequence[Mapping[str, Any]] | None, model: Model, config: HardwareConfig
+) -> tuple[Sample, ...] | None:
+    """Samples handed over in memory, checked; raises `UsageError` where they would have no effect."""
+    if samples is None:
+        return None
+    accuracy = config.accuracy
+    if accuracy.samples is not None or accuracy.verify in ("golden", "off"):
+        raise UsageError(
+            "have no effect beside the config's accuracy.samples, or with verify golden or off", where="samples",
+            remedy="leave one of the two out",
+        )  # fmt: skip
+    if not samples:
+        raise UsageError("are empty", where="samples", remedy="give at least one, or leave them out")
+    return tuple(checked(sample, model.graph, f"samples[{n}]") for n, sample in enumerate(samples))
+
+
+def _excluded(
+    model: Model, config: HardwareConfig, links: Sequence[Link], denied: Denials, registry: Registry
+) -> Denials:
+    """What is kept off each adapter: by the config's `operators.exclude`, and beside it."""
+    found = {name: dict(nodes) for name, nodes in denied.items()}
+    reason = Verdict.no("excluded by the config", "$.operators.exclude")
+    exclude = config.operators.exclude
+    if not isinstance(exclude, Mapping):
+        for node in matching(model, exclude, "$.operators.exclude"):
+            found.setdefault(links[0].name, {})[node] = reason
+        return found
+    known = [link.name for link in links]
+    for name, patterns in exclude.items():
+        where = f'$.operators.exclude["{name}"]'
+        if registry.canonical(name) not in known:
+            raise ConfigError(
+                "has no effect: the config does not use this adapter", where=where, candidates=known,
+                remedy="name the config's own adapter or one of its fallbacks",
+            )  # fmt: skip
+        for node in matching(model, patterns, where):
+            found.setdefault(registry.canonical(name), {})[node] = reason
+    return found
+
+
 def _check_contract(resolved: Resolved, model: Model) -> None:
     """Raises `NotAvailable` for what an adapter declares and this version cannot give it."""
     adapter = resolved.registered.adapter
@@ -200,31 +322,6 @@ def _check_contract(resolved: Resolved, model: Model) -> None:
             where="$.shapes",
             remedy="fix them in shapes, one extent for each dimension",
         )
-
-
-def _settings(config: HardwareConfig, resolved: Resolved) -> tuple[Setting, ...]:
-    """What was asked for, in the config's words: only what stands in the config, and the precision."""
-    settings = [Setting("precision", config.precision.value), Setting("instances", config.instances)]
-    settings.append(
-        Setting("threads", resolved.config.threads, reason="" if config.threads else "cores over instances")
-    )
-    parsed = resolved.config.options.model_dump(mode="json")
-    settings += [Setting(f"options.{name}", parsed[name]) for name in sorted(config.options)]
-    return tuple(settings)
-
-
-def _notes(config: HardwareConfig, resolved: Resolved, origin: Model, target: Model) -> tuple[str, ...]:
-    notes = [f"{name} was passed over: {reason}" for name, reason in resolved.skipped]
-    if target.source is not None:
-        notes.append(f"converted from {origin.format} to {target.format}")
-    if config.accuracy.verify == "off":
-        notes.append('NOT VERIFIED: accuracy.verify is "off"')
-    if not config.strict:
-        notes.append("not strict: settings without effect and inconclusive checks are let through")
-    narrow = sorted({v.dtype for v in origin.graph.values if v.dtype in ("float16", "bfloat16")})
-    if narrow:
-        notes.append(f"the model itself computes partly in {', '.join(narrow)}")
-    return tuple(notes)
 
 
 def _references(registry: Registry, model: Model, verify: str) -> list[Registered]:

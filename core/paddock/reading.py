@@ -17,10 +17,19 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from paddock.child import Children
-from paddock.errors import BuildFailed, ConfigError, ModelError, NotAvailable, PaddockError, nearest
-from paddock.graph import Graph, Range
+from paddock.errors import (
+    BuildFailed,
+    ConfigError,
+    ModelError,
+    NotAvailable,
+    PaddockError,
+    Unsupported,
+    nearest,
+)
+from paddock.graph import Graph, Range, Value
 from paddock.host import first_line
 from paddock.model import Files, Model, fingerprint
+from paddock.plan import Segment
 from paddock.registry import Registry
 from paddock.spi import Adapter, Format
 
@@ -33,6 +42,7 @@ def _graphs() -> TypeAdapter[Graph]:
 T = TypeVar("T")
 
 _CONVERSION = "conversion.json"
+_SEGMENT = "segment.json"
 
 
 def open_model(path: str | os.PathLike[str] | Model, registry: Registry, children: Children) -> Model:
@@ -83,6 +93,46 @@ def adapted(model: Model, adapter: type[Adapter], registry: Registry, children: 
     return _convert(model, target, registry, children)
 
 
+def extracted(model: Model, segment: Segment, registry: Registry, children: Children) -> Model:
+    """One segment of `model` as a model of its own, of the same format, nodes traced back; kept by its content.
+
+    Its border has the dtypes and shapes of `model.graph`, bounds included.
+    """
+    format, owner = registry.formats[model.format], _owner(registry.formats[model.format], registry)
+    graph = model.graph
+    border = [graph.values[value] for value in (*segment.inputs, *segment.outputs)]
+    nodes = tuple(sorted((*segment.nodes, *segment.constants)))
+    key = [
+        model.fingerprint, nodes, segment.inputs, segment.outputs, [(v.name, v.dtype, v.shape) for v in border], owner
+    ]  # fmt: skip
+
+    def build(folder: Path) -> None:
+        files = children.get(owner[0]).call(_extract_here, format, model, segment, folder)
+        names = {role: path.relative_to(folder).as_posix() for role, path in files.items()}
+        (folder / _SEGMENT).write_text(json.dumps(names))
+
+    folder = registry.store.folder("segments", key, build)
+    kept = json.loads((folder / _SEGMENT).read_text())
+    part = _read(format, {role: folder / name for role, name in kept.items()}, registry, children)
+    _check_extract(part.graph, model.graph, segment, nodes, folder)
+    bounds = _carried_bounds([graph.values[value] for value in segment.inputs], graph, part.graph)
+    traced = tuple((node,) for node in nodes)
+    return Model(model.format, part.files, part.fingerprint, part.graph.with_bounds(bounds), model, traced)
+
+
+def _check_extract(part: Graph, whole: Graph, segment: Segment, nodes: Sequence[int], folder: Path) -> None:
+    """Raises `ModelError` where what was cut out is not what was asked for."""
+    wanted = [whole.nodes[node].type for node in nodes]
+    found = [node.type for node in part.nodes]
+    borders = [[v.name for v in part.input_values], [v.name for v in part.output_values]]
+    if wanted != found or borders != [[whole.values[v].name for v in b] for b in (segment.inputs, segment.outputs)]:
+        raise ModelError(
+            f"segment {segment.index} was cut out wrongly: {len(found)} nodes with the border {borders}",
+            where=str(folder),
+            remedy="report this to the format plugin's author",
+        )
+
+
 def _takes(registry: Registry, name: str, formats: Sequence[str]) -> bool:
     return any(format in entry.adapter.formats for entry in registry.adapters[name] for format in formats)
 
@@ -111,6 +161,8 @@ def _convert(model: Model, target: str, registry: Registry, children: Children) 
     def build(folder: Path) -> None:
         try:
             files, provenance = children.get(owner[0]).call(_convert_here, format, model, target, folder)
+        except Unsupported:
+            raise  # names the nodes: another adapter may take these
         except BuildFailed as error:
             raise NotAvailable(
                 f"the model cannot be converted from {model.format} to {target}: {error.problem}",
@@ -124,7 +176,7 @@ def _convert(model: Model, target: str, registry: Registry, children: Children) 
     kept = json.loads((folder / _CONVERSION).read_text())
     files = {role: folder / name for role, name in kept["files"].items()}
     converted = _read(registry.formats[target], files, registry, children)
-    graph = converted.graph.with_bounds(_carried_bounds(model.graph, converted.graph))
+    graph = converted.graph.with_bounds(_carried_bounds(model.graph.input_values, model.graph, converted.graph))
     provenance = tuple(tuple(nodes) for nodes in kept["provenance"])
     if len(provenance) != len(graph.nodes):
         raise ModelError(
@@ -135,12 +187,12 @@ def _convert(model: Model, target: str, registry: Registry, children: Children) 
     return Model(target, converted.files, converted.fingerprint, graph, model, provenance)
 
 
-def _carried_bounds(source: Graph, target: Graph) -> dict[str, Range]:
-    """The source inputs' ranges under the target's symbols, by position of input and axis."""
-    if len(source.inputs) != len(target.inputs):
-        raise ModelError(f"the conversion has {len(target.inputs)} inputs, the model {len(source.inputs)}")
+def _carried_bounds(inputs: Sequence[Value], source: Graph, target: Graph) -> dict[str, Range]:
+    """The ranges of `inputs`, values of `source`, under the target's symbols, by position of input and axis."""
+    if len(inputs) != len(target.inputs):
+        raise ModelError(f"the conversion has {len(target.inputs)} inputs, the model {len(inputs)}")
     bounds: dict[str, Range] = {}
-    for here, there in zip(source.input_values, target.input_values, strict=True):
+    for here, there in zip(inputs, target.input_values, strict=True):
         for dim, symbol in zip(here.shape or (), there.shape or (), strict=False):
             found = source.range_of(dim)
             if isinstance(symbol, str) and found is not None:
@@ -196,6 +248,10 @@ def _read_here(format: Format, files: Files) -> Mapping[str, Any]:
         raise BuildFailed(f"read() returned a {type(graph).__name__}, not a Graph")
     data: Mapping[str, Any] = json.loads(json.dumps(asdict(graph)))
     return data
+
+
+def _extract_here(format: Format, model: Model, segment: Segment, folder: Path) -> Files:
+    return format.extract(model, segment, folder)
 
 
 def _convert_here(format: Format, model: Model, target: str, folder: Path) -> tuple[Files, tuple[tuple[int, ...], ...]]:

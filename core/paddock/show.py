@@ -68,7 +68,7 @@ def show_plan(out: Console, plan: Plan) -> None:
     facts = [
         ("adapter", f"{plan.adapter} on device {plan.device}"),
         ("precision", f"{plan.precision.precision.value}: {plan.precision.reason}"),
-        ("nodes", f"{plan.placement.placed} of {len(plan.placement.nodes)} placed, format {plan.format}"),
+        ("nodes", _nodes(plan)),
         ("shapes", ", ".join(f"{name} {shape}" for name, shape in plan.shapes.items())),
         ("memory", _memory(plan)),
         ("verify", f"{plan.verify}, {plan.budget}, reference {' or '.join(plan.reference) or '-'}"),
@@ -90,6 +90,12 @@ def show_plan(out: Console, plan: Plan) -> None:
         (op, str(count), adapter, answer, reason) for op, adapter, answer, reason, count in plan.placement.by_operator()
     ]
     out.print(table(("operator", "nodes", "runs on", "verdict", "because"), rows))
+
+
+def _nodes(plan: Plan) -> str:
+    placement = plan.placement
+    shares = ", ".join(f"{placement.on(name)} on {name}" for name in placement.adapters)
+    return f"{len(placement.nodes)}: {shares}; segments: {len(placement.segments)}, format {plan.format}"
 
 
 def show_report(out: Console, report: Report) -> None:

@@ -94,6 +94,7 @@ def test_every_field_is_taken(tmp_path: Path) -> None:
         "calibration": {"samples": "c.npz"},
         "candidates": ["cpu/onnxruntime"],
         "fallback": ["cpu/reference"],
+        "repair": True,
         "strict": False,
         "threads": 2,
         "options": {"anything": [1, {"deep": None}]},

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 from paddock import compile as compile_module
+from paddock import workshop as workshop_module
 from paddock.cache import Store
 from paddock.child import Children
 from paddock.deployment import Deployment, carry_out, deploy
@@ -128,13 +129,13 @@ def test_a_hang_is_an_error_that_names_the_adapter(
 ) -> None:
     if step == "select":
         children.get(f"trying {WHO}").call(psutil.cpu_count)  # so that the limit is not spent on the start
-        monkeypatch.setattr(compile_module, "_SECONDS", 2.0)
+        monkeypatch.setattr(workshop_module, "SECONDS", 2.0)
         with pytest.raises(ChildFailed, match="did not answer within 2 s") as failed:
             prepare(double, config(options={step: "hang"}), registry=registry, children=children)
         assert WHO in str(failed.value)
         return
     prepared = prepare(double, config(options={step: "hang"}), registry=registry, children=children)
-    monkeypatch.setattr(compile_module, "_SECONDS", 1.0)
+    monkeypatch.setattr(compile_module, "SECONDS", 1.0)
     with pytest.raises(BuildFailed, match="did not answer within 1 s") as caught:
         carry_out(prepared)
     assert WHO in caught.value.problem

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paddock.config import HardwareConfig
-from paddock.errors import ConfigError, NotAvailable
+from paddock.errors import ConfigError, NotAvailable, PaddockError
 from paddock.graph import Graph, Node, Range, Value
 from paddock.model import Model
 from paddock.plan import (
@@ -28,9 +28,9 @@ from paddock.plan import (
     Verdict,
     digest,
 )
-from paddock.planning.operators import matching, place, verify_placement
+from paddock.planning.operators import Candidate, matching, place
 from paddock.planning.precision import plan_precision
-from paddock.spi import Selection
+from paddock.planning.verifier import verify_placement
 from pydantic import ValidationError
 
 TEXT = st.text(max_size=5)
@@ -52,15 +52,22 @@ PLANS = st.builds(
     precision=st.builds(PrecisionPlan, st.sampled_from(Precision), TEXT, INDICES, TEXT),
     placement=st.builds(
         Placement,
-        st.lists(st.builds(NodePlacement, COUNT, TEXT, st.one_of(st.none(), TEXT), VERDICTS), max_size=3).map(tuple),
-        st.lists(st.builds(Segment, COUNT, TEXT, INDICES, INDICES, INDICES), max_size=2).map(tuple),
+        st.lists(
+            st.builds(
+                NodePlacement, COUNT, TEXT, TEXT, VERDICTS, st.lists(st.tuples(TEXT, VERDICTS), max_size=2).map(tuple)
+            ),
+            max_size=3,
+        ).map(tuple),
+        st.lists(st.builds(Segment, COUNT, TEXT, INDICES, INDICES, INDICES, INDICES), max_size=2).map(tuple),
     ),
     memory=st.builds(MemoryPlan, COUNT, COUNT, COUNT, COUNT, st.booleans(), COUNT, TEXT, TEXT, st.none() | COUNT),
     shapes=st.dictionaries(TEXT, TEXT, max_size=2),
     bounds=st.dictionaries(TEXT, RANGES, max_size=2),
     choices=st.lists(st.lists(st.dictionaries(TEXT, RANGES, max_size=2), max_size=2).map(tuple), max_size=2).map(tuple),
     settings=st.lists(st.builds(Setting, TEXT, DATA, DATA, TEXT), max_size=2).map(tuple),
-    remedies=st.lists(st.builds(Remedy, TEXT, TEXT, TEXT, st.booleans(), TEXT), max_size=2).map(tuple),
+    remedies=st.lists(st.builds(Remedy, TEXT, TEXT, TEXT, st.booleans(), TEXT, INDICES, st.booleans()), max_size=2).map(
+        tuple
+    ),
     versions=st.dictionaries(TEXT, TEXT, max_size=2),
     verify=TEXT,
     reference=st.lists(TEXT, max_size=2).map(tuple),
@@ -100,7 +107,7 @@ BUILDS_ANOTHER: Mapping[str, Any] = {
     "precision": PrecisionPlan(Precision.BF16, "backend"), "versions": {"sdk": "2"}, "verify": "off",
     "budget": "max_error 0.2", "settings": (Setting("threads", 3),), "remedies": (Remedy("d", "s", "a", False),),
     "memory": MemoryPlan(1, 2, 3, instances=2),
-    "placement": Placement((NodePlacement(0, "Relu", None, Verdict.no("")),), ()),
+    "placement": Placement((NodePlacement(0, "Relu", "cpu/z", Verdict.yes("")),), ()),
 }  # fmt: skip
 
 
@@ -131,10 +138,12 @@ def test_digest() -> None:
 
 def test_by_operator_counts_and_sorts() -> None:
     yes, no = Verdict.yes("r"), Verdict.no("n")
-    rows = [("B", "c", yes), ("A", "c", yes), ("B", "c", yes), ("C", None, no)]
-    found = Placement(tuple(NodePlacement(i, op, where, v) for i, (op, where, v) in enumerate(rows)), ())
-    assert found.by_operator() == [("B", "c", "yes", "r", 2), ("A", "c", "yes", "r", 1), ("C", "-", "no", "n", 1)]
-    assert found.placed == 3
+    rows = [("B", "c", ()), ("A", "c", ()), ("B", "c", ()), ("C", "d", (("c", no),))]
+    nodes = tuple(NodePlacement(i, op, where, yes, passed) for i, (op, where, passed) in enumerate(rows))
+    found = Placement(nodes, (Segment(0, "d", (3,), (), ()), Segment(1, "c", (0, 1, 2), (), ())))
+    wanted = [("B", "c", "yes", "r", 2), ("A", "c", "yes", "r", 1), ("C", "d", "yes", "r; not c: n", 1)]
+    assert found.by_operator() == wanted
+    assert found.on("c") == 3 and found.adapters == ("d", "c")
 
 
 # Placement
@@ -154,7 +163,7 @@ def config(**fields: Any) -> HardwareConfig:
     return HardwareConfig.load({"hardware": "cpu", "backend": "x", **fields})
 
 
-YES = Selection((Verdict.yes(),) * 3)
+ALL = Candidate("cpu/x", (Verdict.yes(),) * 3)
 
 
 @pytest.mark.parametrize(
@@ -181,34 +190,47 @@ def test_a_pattern_without_effect_is_refused() -> None:
     assert error.remedy == "did you mean 'Relu'?"
 
 
+@pytest.mark.parametrize(("pattern", "nodes"), [("#1", {1}), ("#1 com.x.Gelu", {1}), ("#2 Relu", {2})])
+def test_nodes_are_named_by_index(pattern: str, nodes: set[int]) -> None:
+    assert matching(model(), [pattern], "$.operators.exclude") == nodes
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("#3", "no node #3"), ("#1 Relu", "is a com.x.Gelu, not a Relu")])
+def test_an_index_of_another_model_is_refused(pattern: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        matching(model(), ["Relu", pattern], "$.operators.exclude")
+    assert caught.value.where == "$.operators.exclude[1]"
+
+
 def test_all_nodes_make_one_segment() -> None:
-    placement = place(model(), "cpu/x", YES, config())
-    assert placement.segments == (Segment(0, "cpu/x", (0, 1, 2), (0,), (3,)),) and placement.placed == 3
+    placement = place(model().graph, [ALL])
+    assert placement.segments == (Segment(0, "cpu/x", (0, 1, 2), (0,), (3,)),) and placement.on("cpu/x") == 3
     verify_placement(model().graph, placement)
 
 
 def test_nodes_nobody_takes_refuse() -> None:
-    chosen = Selection((Verdict.yes(), Verdict.no("no kernel", "the registry"), Verdict.provisional("maybe")))
-    with pytest.raises(NotAvailable, match="1 of 3 nodes") as caught:
-        place(model(), "cpu/x", chosen, config())
+    chosen = (Verdict.yes(), Verdict.no("no kernel", "the registry"), Verdict.provisional("maybe"))
+    with pytest.raises(NotAvailable, match="cpu/x does not take 1 of 3 nodes") as caught:
+        place(model().graph, [Candidate("cpu/x", chosen)])
     assert caught.value.candidates == ("#1 com.x.Gelu (second): no kernel [the registry]",)
-    with pytest.raises(NotAvailable) as caught:
-        place(model(), "cpu/x", YES, config(operators={"exclude": ["Relu"]}, fallback=["cpu/y"]))
-    assert "excluded by the config" in str(caught.value) and "fallback" in (caught.value.remedy or "")
+    assert caught.value.nodes == (1,)
+    with pytest.raises(NotAvailable, match="none of cpu/x, cpu/y takes 1 of 3 nodes") as caught:
+        place(model().graph, [Candidate("cpu/x", chosen), Candidate("cpu/y", chosen)])
+    assert "cpu/x: no kernel" in str(caught.value) and "cpu/y: no kernel" in str(caught.value)
     with pytest.raises(NotAvailable, match="2 verdicts for 3 nodes"):
-        place(model(), "cpu/x", Selection(YES.verdicts[:2]), config())
+        place(model().graph, [Candidate("cpu/x", chosen[:2])])
 
 
 @pytest.mark.parametrize("broken", ["twice", "elsewhere", "uncovered"])
 def test_a_wrong_placement_is_caught(broken: str) -> None:
-    good = place(model(), "cpu/x", YES, config())
+    good = place(model().graph, [ALL])
     segment = good.segments[0]
     segments = {
         "twice": (segment, replace(segment, index=1)),
         "elsewhere": (replace(segment, adapter="cpu/y"),),
         "uncovered": (replace(segment, nodes=(0, 2)),),
     }[broken]
-    with pytest.raises(AssertionError):
+    with pytest.raises(PaddockError, match="the placement is not right"):
         verify_placement(model().graph, replace(good, segments=segments))
 
 

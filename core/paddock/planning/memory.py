@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from paddock.config import HardwareConfig
 from paddock.errors import MemoryRefused
 from paddock.graph import Graph
@@ -24,6 +27,24 @@ def predict(
         planned_by=planned_by,
         kind=kind,
         limit=config.memory.limit,
+    )
+
+
+def together(plans: Sequence[MemoryPlan], kind: str) -> MemoryPlan:
+    """The sum of several segments' plans: each session keeps its own weights, intermediates and border.
+
+    Counted is what lies in memory of `kind`, where the budget is.
+    """
+    here = [plan for plan in plans if plan.kind == kind]
+    if len(plans) == 1 or not here:
+        return plans[0]
+    return replace(
+        here[0],
+        weights=sum(plan.weights for plan in here),
+        activations=sum(plan.activations for plan in here),
+        io=sum(plan.io for plan in here),
+        unknown=sum(plan.unknown for plan in here),
+        weights_shared=all(plan.weights_shared for plan in here),
     )
 
 

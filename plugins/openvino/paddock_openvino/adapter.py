@@ -11,6 +11,8 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from paddock.defects import load as load_defects
+from paddock.defects import remedies
 from paddock.errors import BuildFailed, ConfigError, StrictnessError, Unsupported
 from paddock.graph import Graph
 from paddock.model import Model
@@ -33,7 +35,7 @@ from paddock.spi import (
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from paddock_openvino.integers import WIDE, Integers
-from paddock_openvino.operators import essence, verdicts
+from paddock_openvino.operators import essence, keep_names, verdicts
 from paddock_openvino.sdk import core, openvino, read_bounded
 from paddock_openvino.session import OpenVinoSession
 
@@ -135,6 +137,14 @@ class OpenVinoAdapter(Adapter):
             verdicts(model.graph, lambda: read_bounded(path, shapes), core(), self.target, self.properties())
         )
 
+    def known_defects(self, model: Model) -> Sequence[Remedy]:
+        """The forms of operators that OpenVINO computes wrongly, from defects.json, which was made on its CPU plugin.
+
+        Most lie in its ONNX frontend, which all devices share.
+        """
+        versions = self.probe().versions
+        return remedies(load_defects("paddock_openvino"), model.graph, versions, self.config.precision)
+
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
         """Refers to the model's files, if OpenVINO has confirmed every node it was asked about.
 
@@ -174,6 +184,7 @@ class OpenVinoAdapter(Adapter):
         context.progress(f"OpenVINO: compiling {artifact.files['model'].name} for {self.target}")
         try:
             model = read_bounded(path, dict(artifact.facts["shapes"]))
+            keep_names(model, artifact.inputs, openvino().opset16)
             compiled = core().compile_model(model, self.target, self.properties())
         except Exception as error:  # OpenVINO raises RuntimeError, and classes of its own for some failures
             raise BuildFailed(f"OpenVINO cannot compile the model: {essence(str(error))}", where=path) from error
@@ -230,7 +241,10 @@ class CpuOpenVino(OpenVinoAdapter):
         return found
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
-        """That the CPU plugin computes 64-bit numbers in 32 bits: the inputs and what is computed from them."""
+        """defects.json, and that 64-bit numbers are computed in 32 bits: the inputs and what is computed from them."""
+        return (*super().known_defects(model), *self._wide(model))
+
+    def _wide(self, model: Model) -> Sequence[Remedy]:
         named = [f"{value.name} ({value.dtype})" for value in model.graph.input_values if value.dtype in WIDE]
         inner = [name for name in Integers(model.graph).computed_wide() if name not in named]
         if not named and not inner:

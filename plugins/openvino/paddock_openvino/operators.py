@@ -8,7 +8,7 @@ tensor whose name it carries: tensor names are unique in ONNX, node names are no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from paddock.graph import Graph, Node
@@ -54,6 +54,31 @@ def verdicts(graph: Graph, read: Callable[[], Any], core: Any, device: str, prop
         wrong = integers.verdict(node) if integers is not None and answer.answer is not Answer.NO else None
         found.append(_by_dtype(node, graph) or wrong or answer)
     return tuple(found)
+
+
+def keep_names(model: Any, inputs: Sequence[str], opset: Any) -> None:
+    """Gives inputs that are also outputs their own names back.
+
+    OpenVINO's frontend drops operators that do nothing, such as a Dropout or a Max of one input. Where an output then is
+    an input itself, the two share one tensor, and compiling leaves it the output's name alone (2026.4.1). An Identity
+    between them keeps them apart.
+
+    Args:
+        model: OpenVINO's model, as read.
+        inputs: The names of the model's inputs, in order.
+        opset: OpenVINO's opset16, which has Identity.
+    """
+    if len(inputs) != len(model.inputs):
+        return
+    for name, port in zip(inputs, model.inputs, strict=True):
+        others = port.get_names() - {name}
+        results = [target for target in port.get_target_inputs() if target.get_node().get_type_name() == "Result"]
+        if others and results:
+            copy = opset.identity(port.get_node()).output(0)
+            copy.set_names(others)
+            for result in results:
+                result.replace_source_output(copy)
+            port.set_names({name})
 
 
 def _magnitudes(model: Any) -> dict[str, int]:

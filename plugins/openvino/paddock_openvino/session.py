@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from paddock.errors import RunFailed, UsageError
+from paddock.errors import BuildFailed, RunFailed, UsageError
 from paddock.spi import Arrays, Observed, Session
 
 from paddock_openvino.sdk import openvino
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _INT32 = (-(2**31), 2**31 - 1)
 _FLOAT32_MAX = 3.4028234663852886e38
+_BINDABLE = frozenset({"f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "boolean"})
+"""OpenVINO's element types that NumPy has as well."""
 
 
 class OpenVinoSession(Session):
@@ -25,6 +27,8 @@ class OpenVinoSession(Session):
         inputs: The names of all inputs.
         outputs: The names of all outputs, in the model's order.
         settings: What took effect, in the config's terms.
+
+    Raises `BuildFailed` where OpenVINO has lost the name of an input or output.
     """
 
     def __init__(
@@ -37,9 +41,10 @@ class OpenVinoSession(Session):
         self._settings = settings
         ports = {name: i for i, port in enumerate(compiled.inputs) for name in port.get_names()}
         self._inputs = {name: ports[name] for name in inputs if name in ports}
-        ports = {name: i for i, port in enumerate(compiled.outputs) for name in port.get_names()}
-        self._outputs = {name: ports[name] for name in outputs}
-        on_cpu = list(compiled.get_property("EXECUTION_DEVICES")) == ["CPU"]
+        _check_fed(compiled, self._inputs)
+        self._outputs = _ports_of(compiled, outputs)
+        self._bound: Mapping[str, np.ndarray[Any, Any]] = {}
+        self._on_cpu = on_cpu = list(compiled.get_property("EXECUTION_DEVICES")) == ["CPU"]
         types = {name: compiled.inputs[i].get_element_type().get_type_name() for name, i in self._inputs.items()}
         self._narrowed = frozenset(n for n, kind in types.items() if on_cpu and kind in ("i64", "u64", "u32", "f64"))
 
@@ -51,24 +56,67 @@ class OpenVinoSession(Session):
         request = self._request
         if request is None:
             raise RunFailed("the session is closed")
+        bound = self._bound
         for name, index in self._inputs.items():
-            feed = feeds[name]
+            feed = bound[name] if name in bound else feeds[name]
             if name in self._narrowed:
                 _refuse_wide(name, feed)
-            # OpenVINO takes no read-only memory, although it does not write to it.
-            request.set_input_tensor(index, self._tensor(feed if feed.flags.writeable else feed.copy(), True))
-        found = list(request.infer(share_outputs=False).values())
-        return {name: found[self._outputs[name]] for name in (self._outputs if outputs is None else outputs)}
+            if name not in bound:
+                # OpenVINO takes no read-only memory, although it does not write to it.
+                request.set_input_tensor(index, self._tensor(feed if feed.flags.writeable else feed.copy(), True))
+        names = self._outputs if outputs is None else outputs
+        if not bound:
+            found = list(request.infer(share_outputs=False).values())
+            return {name: found[self._outputs[name]] for name in names}
+        found = list(request.infer(share_outputs=True).values())
+        return {name: found[self._outputs[name]].copy() for name in names if name not in bound}
 
     def close(self) -> None:
         """Drops the request, and the compiled model with the last of its requests."""
         self._request = self._compiled = None
+        self._bound = {}
 
     def fork(self) -> Session | None:
-        """Another request on the same compiled model, with intermediates of its own."""
+        """Another request on the same compiled model, with intermediates of its own and nothing bound."""
         if self._compiled is None:
             raise RunFailed("the session is closed")
         return OpenVinoSession(self._compiled, *self._names, self._settings)
+
+    def bind(self, buffers: Arrays) -> frozenset[str]:
+        """Binds, on the CPU, what has a fixed shape; no output whose memory OpenVINO shares with another.
+
+        An output that is a constant, or a copy of an input, is written into its buffer in each run like any other.
+        """
+        if self._request is None:
+            raise RunFailed("the session is closed")
+        places = {n: a for n, a in buffers.items() if self._on_cpu and self._bindable(n, a, buffers)}
+        while places:
+            # A new one each time: what a request was once given cannot be taken from it again.
+            request = self._compiled.create_infer_request()
+            for name, array in places.items():
+                if name in self._inputs:
+                    request.set_input_tensor(self._inputs[name], self._tensor(array, True))
+                else:
+                    request.set_output_tensor(self._outputs[name], self._tensor(array, True))
+            taken = {n: a for n, a in places.items() if n in self._inputs or _lies(request, self._outputs[n], a)}
+            if len(taken) == len(places):
+                self._request, self._bound = request, places
+                break
+            places = taken
+        return frozenset(places)
+
+    def _bindable(self, name: str, array: np.ndarray[Any, Any], buffers: Arrays) -> bool:
+        if (name in self._inputs) is (name in self._outputs):
+            return False
+        ports = self._compiled.inputs if name in self._inputs else self._compiled.outputs
+        port = ports[self._inputs[name] if name in self._inputs else self._outputs[name]]
+        if not _fits(array, port):
+            return False
+        if name in self._inputs:
+            return True
+        # Outputs of one tensor carry all of its names; OpenVINO gives them one place together.
+        others = [p for p in (*self._compiled.inputs, *ports) if p.get_names() & port.get_names()]
+        return len(others) == 1 and _apart(name, buffers)
 
     def observed(self) -> Observed:
         """The compiled model's properties as OpenVINO gives them back, and the operations of its runtime graph."""
@@ -76,6 +124,54 @@ class OpenVinoSession(Session):
             return Observed(self._settings)
         kinds = [op.get_rt_info()["layerType"].astype(str) for op in self._compiled.get_runtime_model().get_ops()]
         return Observed(self._settings, nodes=sum(kind not in ("Input", "Output", "Const") for kind in kinds))
+
+
+def _check_fed(compiled: Any, inputs: Mapping[str, int]) -> None:
+    # Seen on OpenVINO 2026.4.1: a Dropout of x that is the output y renames the input to y. Nothing would ever be put
+    # there, and the answer would be whatever the memory holds.
+    for index, port in enumerate(compiled.inputs):
+        if index not in inputs.values():
+            raise BuildFailed(
+                f"OpenVINO has an input {port.get_any_name()!r} that is none of the model's",
+                candidates=sorted(inputs),
+                remedy="deploy it on cpu/onnxruntime",
+            )
+
+
+def _ports_of(compiled: Any, outputs: tuple[str, ...]) -> dict[str, int]:
+    # Compiling keeps the outputs' order but not always their names: of an output and another that is a copy of it, both
+    # ports may carry one name (OpenVINO 2026.4.1).
+    carried = [port.get_names() for port in compiled.outputs]
+    known = set().union(*carried)
+    if len(carried) == len(outputs) and all(n in c or n not in known for n, c in zip(outputs, carried, strict=True)):
+        return {name: i for i, name in enumerate(outputs)}
+    ports = {name: i for i, names in enumerate(carried) for name in names}
+    lost = [name for name in outputs if name not in ports]
+    if lost:
+        raise BuildFailed(
+            f"OpenVINO has lost the name of the outputs {', '.join(lost)}", remedy="deploy it on cpu/onnxruntime"
+        )
+    return {name: ports[name] for name in outputs}
+
+
+def _fits(array: np.ndarray[Any, Any], port: Any) -> bool:
+    """Whether the array can be the port's own memory: dense, writeable, not empty, of its dtype and fixed shape."""
+    if not (array.size and array.flags.c_contiguous and array.flags.writeable and port.get_partial_shape().is_static):
+        return False
+    kind = port.get_element_type()
+    return kind.get_type_name() in _BINDABLE and kind.to_dtype() == array.dtype and tuple(port.shape) == array.shape
+
+
+def _lies(request: Any, index: int, array: np.ndarray[Any, Any]) -> bool:
+    """Whether the request's output is still at the array's place after all others were set."""
+    return bool(request.get_output_tensor(index).data.ctypes.data == array.ctypes.data)
+
+
+def _apart(name: str, buffers: Arrays) -> bool:
+    """Whether the output's buffer shares no byte with another, which may still be read when the output is written."""
+    import numpy as np
+
+    return not any(np.may_share_memory(buffers[name], other) for key, other in buffers.items() if key != name)
 
 
 def _refuse_wide(name: str, feed: np.ndarray[Any, Any]) -> None:

@@ -239,10 +239,10 @@ class CpuMkldnn(PaddleAdapter):
         return Devices(Verdict.yes("", "is_compiled_with_onednn()"), (Device(0, "CPU", precisions),), facts)
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
-        """What Paddle gets wrong with oneDNN, whatever the model, and whether `workarounds` mends it."""
+        """What Paddle gets wrong with oneDNN on this model, and whether `workarounds` mends it."""
         options = self.config.options
         workarounds = options.workarounds if isinstance(options, MkldnnOptions) else True
-        return defects.remedies(self.config.precision, workarounds)
+        return defects.remedies(model.graph, self.config.precision, workarounds)
 
     def selector(self, model: Model) -> Selector:
         """oneDNN's kernels first, then Paddle's own."""
@@ -250,8 +250,6 @@ class CpuMkldnn(PaddleAdapter):
             model.graph,
             backend="ONEDNN",
             computes_in="bfloat16" if self.config.precision is Precision.BF16 else "float32",
-            refused=defects.REFUSED,
-            certain=defects.is_seen(defects.installed()),
         )
 
     def configure(self, config: Any, facts: Mapping[str, Any]) -> None:

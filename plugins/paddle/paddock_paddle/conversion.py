@@ -28,17 +28,20 @@ Provenance = tuple[tuple[int, ...], ...]
 def to_onnx(program: Program, model: Model, folder: Path) -> tuple[Path, Provenance]:
     """Writes the ONNX file and returns it with the source nodes of each of its nodes.
 
-    Raises `NotAvailable` with paddle2onnx's own reason where it does not convert the model.
+    Where paddle2onnx does not convert the model, raises, with its own reason, `Unsupported` if it says at which
+    operators, else `NotAvailable`.
     """
     source = model.files["program"]
     path = folder / f"{source.stem}.onnx"
-    export(program, source, model.files.get("params"), path, OPSET)
+    found = neutral(program, source.stem)
+    export(program, found.graph, source, model.files.get("params"), path, OPSET)
     import onnx
 
     proto = onnx.load(path)
     _check_border(proto, model, source)
-    found = neutral(program, source.stem)
     positions = {position: node for node, position in enumerate(found.nodes)}
+    _copy_fetched_again(proto.graph, program.block.ops, source)
+    _make_scalars(proto.graph, [value.name for value in found.graph.output_values if value.shape == ()])
     _store_weights(proto.graph)
     _name_dimensions(proto.graph, [value.shape for value in found.graph.input_values], proto.graph.input)
     _name_dimensions(proto.graph, [value.shape for value in found.graph.output_values], proto.graph.output)
@@ -134,6 +137,52 @@ def _check_border(proto: Any, model: Model, source: Path) -> None:
         wanted, found = [value.name for value in ours], [value.name for value in theirs]
         if wanted != found:
             raise refusal(f"it gave it the {what} {found} instead of {wanted}", source)
+
+
+def _copy_fetched_again(graph: Any, ops: Sequence[Op], source: Path) -> None:
+    """Adds what paddle2onnx leaves out: it names a value that is fetched twice by its last fetch only."""
+    made = {name for node in graph.node for name in node.output}
+    made.update(value.name for values in (graph.input, graph.initializer) for value in values)
+    fetched = {op.attributes["name"]: op.inputs[0] for op in ops if op.name == FETCH}
+    named = {op.attributes["name"]: op.outputs[0][0] for op in ops if op.name in FEEDS}
+    named.update((op.attributes["parameter_name"], op.outputs[0][0]) for op in ops if op.name == PARAMETER)
+    present = {identity: name for name, identity in {**named, **fetched}.items() if name in made}
+    for name in (value.name for value in graph.output if value.name not in made):
+        if fetched.get(name) not in present:
+            raise refusal(f"it left the output {name!r} out", source)
+        graph.node.add(op_type="Identity", input=[present[fetched[name]]], output=[name])
+
+
+def _make_scalars(graph: Any, names: Sequence[str]) -> None:
+    """Makes outputs of rank 0 what they are declared as: some reductions of paddle2onnx give the shape [1].
+
+    Whatever else reads the value keeps what paddle2onnx wrote it for.
+    """
+    import onnx
+
+    makers = {name: node for node in graph.node for name in node.output}
+    for name in names:
+        if name not in makers:
+            continue  # an initializer
+        _rename(graph, name, f"{name}.made")
+        empty = graph.initializer.add()
+        empty.CopyFrom(onnx.helper.make_tensor(f"{name}.shape", onnx.TensorProto.INT64, [0], []))
+        graph.node.add(op_type="Reshape", input=[f"{name}.made", empty.name], output=[name])
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    """Renames a value wherever a node of the graph or of its bodies makes or reads it."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                if name == old:
+                    names[position] = new
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _rename(body, old, new)
+                for value in body.output:
+                    if value.name == old:
+                        value.name = new
 
 
 def _store_weights(graph: Any) -> None:

@@ -10,10 +10,12 @@ import importlib.util
 import os
 import re
 import tempfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from paddock.child import call_in_child
-from paddock.errors import BuildFailed, NotAvailable
+from paddock.errors import BuildFailed, NotAvailable, Unsupported
+from paddock.graph import Graph, Node
 
 from paddock_paddle import sdk
 from paddock_paddle.pir import Program
@@ -27,14 +29,18 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ERROR = re.compile(r"\[ERROR\]\[Paddle2ONNX\]\s*(.+)")
 _RAISED = "Failed to convert PaddlePaddle model:"
 _EXPORTING = re.compile(r"Start export ([\w.]+),")
+_AT_OPERATOR = re.compile(r"\[OP: ([\w.]+)\]")
 _LACKS_OPERATORS = "unsupported operators"
 _GENERIC = "There are unsupported features"
 _OTHERWISE = frozenset({"pd_op.data", "pd_op.feed", "pd_op.fetch", "pd_op.if", "pd_op.while"})
 """What paddle2onnx converts although its own list leaves it out; so it does all of the dialects builtin and cf."""
 
 
-def export(program: Program, source: Path, params: Path | None, target: Path, opset: int) -> None:
-    """Writes `source` as ONNX to `target`; raises `NotAvailable` where paddle2onnx does not convert it."""
+def export(program: Program, graph: Graph, source: Path, params: Path | None, target: Path, opset: int) -> None:
+    """Writes `source`, whose graph is `graph`, as ONNX to `target`.
+
+    Where paddle2onnx does not convert it, raises `Unsupported` if it says at which operators, else `NotAvailable`.
+    """
     if importlib.util.find_spec("paddle2onnx") is None:
         raise NotAvailable("paddle2onnx, which converts it to ONNX, is not installed", remedy=sdk.INSTALL)
     with tempfile.TemporaryDirectory(prefix="paddock-") as folder:
@@ -44,12 +50,31 @@ def export(program: Program, source: Path, params: Path | None, target: Path, op
         except BuildFailed as error:
             words = log.read_text(errors="replace") if log.exists() else ""
             lacking = _lacking(program) if _LACKS_OPERATORS in words else []
-            raise refusal(cause(words, lacking) or error.problem.partition("; its last words")[0], source) from error
+            problem = cause(words, lacking) or error.problem.partition("; its last words")[0]
+            types = lacking or _AT_OPERATOR.findall(problem)
+            nodes = [node.index for node in graph.nodes if _holds(node, types)]
+            raise (unsupported(nodes, problem, source) if nodes else refusal(problem, source)) from error
+
+
+def unsupported(nodes: Iterable[int], problem: str, source: Path) -> Unsupported:
+    """The error for nodes that paddle2onnx does not convert."""
+    error = Unsupported(nodes, _problem(problem))
+    error.where, error.remedy = str(source), REMEDY
+    return error
 
 
 def refusal(problem: str, source: Path) -> NotAvailable:
-    """The error for a model that paddle2onnx does not convert."""
-    return NotAvailable(f"paddle2onnx cannot convert the model: {problem}", where=str(source), remedy=REMEDY)
+    """The error for a model that paddle2onnx does not convert, where it cannot be told for which of its nodes."""
+    return NotAvailable(_problem(problem), where=str(source), remedy=REMEDY)
+
+
+def _problem(problem: str) -> str:
+    return f"paddle2onnx cannot convert the model: {problem}"
+
+
+def _holds(node: Node, types: Collection[str]) -> bool:
+    """Whether a node, or one in its bodies, is of these types."""
+    return node.type in types or any(inner.type in types for body in node.subgraphs for inner in body.walk())
 
 
 def cause(words: str, lacking: list[str]) -> str:

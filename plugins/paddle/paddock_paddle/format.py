@@ -13,8 +13,10 @@ from typing import ClassVar
 from paddock.errors import ModelError, did_you_mean
 from paddock.graph import Graph
 from paddock.model import Files, Model
+from paddock.plan import Segment
 from paddock.spi import Format
 
+from paddock_paddle import extraction
 from paddock_paddle.neutral import neutral
 from paddock_paddle.pir import AGAIN, Program, declared, looks_like_program, read_block, read_pair
 
@@ -44,6 +46,9 @@ class PaddleFormat(Format):
             "squeeze", "strided_slice", "tile", "transpose", "unsqueeze",
         )
     )  # fmt: skip
+    constants: ClassVar[frozenset[str]] = frozenset(
+        f"pd_op.{op}" for op in ("assign_value", "full", "full_int_array", "tril_indices", "triu_indices")
+    )
 
     def versions(self) -> tuple[str, ...]:
         """The SDKs that convert; reading depends on neither."""
@@ -94,7 +99,8 @@ class PaddleFormat(Format):
         """An ONNX file of opset 17 by paddle2onnx, feeds and fetches under their names and in their order.
 
         Parameters stand in it as initializers, and dynamic dimensions under the graph's own symbols. Nodes that cannot
-        be traced have no source nodes. Raises `NotAvailable` where paddle2onnx does not convert it, and says why.
+        be traced have no source nodes. Where paddle2onnx does not convert it, raises, and says why, `Unsupported` with
+        the nodes that it names, or all of the type that it names, and `NotAvailable` where it names none.
         """
         if target != "onnx":
             return super().convert(model, target, folder)
@@ -102,6 +108,13 @@ class PaddleFormat(Format):
 
         path, provenance = to_onnx(open_program(model.files), model, folder)
         return {"model": path}, provenance
+
+    def extract(self, model: Model, segment: Segment, folder: Path) -> Files:
+        """The segment as a program with parameters of its own; needs no Paddle.
+
+        Raises `ModelError` for broken files, and `NotAvailable` where a value at the border is no tensor.
+        """
+        return extraction.extract(open_program(model.files), model, segment, folder)
 
 
 def open_program(files: Files) -> Program:

@@ -21,7 +21,6 @@ from paddock_paddle.neutral import FETCH
 
 REGISTRY = "paddle's phi kernel registry"
 EXECUTOR = "paddle's executor"
-TABLE = "Paddock's table of known defects (paddlepaddle 3.3.1)"
 
 CARRIED = frozenset({"float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool"})
 """The dtypes that `copy_from_cpu` and `copy_to_cpu` of Paddle's tensors carry as NumPy arrays."""
@@ -53,16 +52,12 @@ class Selector:
         graph: The whole model's graph.
         backend: The backend whose kernels come first ("ONEDNN"); "" for the CPU's own alone.
         computes_in: The dtype in which that backend computes float32 nodes.
-        refused: Operations that fail in spite of a kernel, and why.
-        certain: Whether `refused` was made on the version installed.
         known: Paddle's registry.
     """
 
     graph: Graph
     backend: str = ""
     computes_in: str = "float32"
-    refused: Mapping[str, str] = field(default_factory=dict)
-    certain: bool = True
     known: Kernels = field(default_factory=registry)
 
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -102,9 +97,6 @@ class Selector:
     def _own(self, node: Node, graph: Graph) -> Verdict:
         if node.op.startswith(("builtin.", "cf.")) or node.op in _OF_THE_EXECUTOR or node.op == FETCH:
             return Verdict.yes("needs no kernel", EXECUTOR)
-        if node.op in self.refused:
-            reason = self.refused[node.op]
-            return Verdict.no(reason, TABLE) if self.certain else Verdict.provisional(reason, TABLE)
         kernels = self._kernels(node.op)
         if kernels is None:
             return Verdict.provisional(f"no kernel is called like {node.op}; loading will tell", REGISTRY)

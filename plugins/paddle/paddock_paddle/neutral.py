@@ -27,6 +27,9 @@ LIST_LIMIT = 64
 
 _CONSTANTS: Mapping[str, str] = {"pd_op.full": "value", "pd_op.full_int_array": "value"}
 
+SYMBOLS = "symbols"
+"""An attribute that only segments cut out of a program have on a feed: the extents' symbols there, "" where unknown."""
+
 BATCH = "batch"
 """The symbol of axis 0 of every input on which it is dynamic."""
 
@@ -107,7 +110,8 @@ class _Builder:
         ((identity, kind),) = self._results(op, 1)
         if kind.shape is None:
             raise ModelError(f"has an input {name!r} that is no tensor")
-        shape = tuple(_symbol(name, axis) if dim == -1 else dim for axis, dim in enumerate(kind.shape))
+        symbols = op.attributes.get(SYMBOLS) or [_symbol(name, axis) for axis in range(len(kind.shape))]
+        shape = tuple((symbols[axis] or f"{name}.{axis}") if dim == -1 else dim for axis, dim in enumerate(kind.shape))
         self.inputs.append(self._define(identity, Value(name, kind.dtype, shape)))
 
     def argument(self, identity: int, kind: Type) -> None:

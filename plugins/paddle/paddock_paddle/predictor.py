@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 _LAST = "IR after lowering"
 _KERNEL = re.compile(r"kernel_key:<backend:(\w+)\|layout:[^|]*\|dtype:(\w+)>")
+_OVERWRITES = re.compile(r"\bis_inplace:true\b|= \"(?!builtin\.)[^\"(]+\" \[id:")
+"""In that program: an operation on its operand's own memory, or one with blocks (an if, a while), whose results may be
+an input's memory (seen on paddlepaddle 3.3.1: where one branch gives x, the other writes over x)."""
+_SHARED = frozenset({"float32", "float64", "float16", "int32", "int64", "bool"})
+"""The dtypes of which Paddle takes memory that is not its own."""
 _NOISE = re.compile(r"\w+CheckIfOneDNNSupport\s*")
 """Lines that Paddle's oneDNN kernels print on stdout the first time they run."""
 
@@ -31,6 +36,8 @@ class Realised:
     """How many kernels of each (backend, dtype) Paddle's last pass left; empty where it could not be read."""
 
     kernels: Mapping[tuple[str, str], int]
+    keeps_inputs: bool = False
+    """Whether the program is known to leave its inputs' memory as it was."""
 
     @property
     def count(self) -> int | None:
@@ -67,7 +74,8 @@ def create(config: Any) -> tuple[Any, Realised]:
         sdk.release(text, is_noise)
         return predictor, Realised({})
     last = text[text.rfind(_LAST) :]
-    return predictor, Realised(Counter((backend, dtype) for backend, dtype in _KERNEL.findall(last)))
+    kernels = Counter((backend, dtype) for backend, dtype in _KERNEL.findall(last))
+    return predictor, Realised(kernels, bool(kernels) and _OVERWRITES.search(last) is None)
 
 
 def is_noise(line: str) -> bool:

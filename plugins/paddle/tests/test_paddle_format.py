@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paddock.child import call_in_child
-from paddock.errors import ModelError, NotAvailable
+from paddock.errors import ModelError, NotAvailable, Unsupported
 from paddock.graph import BITS, Graph
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
@@ -505,8 +505,11 @@ def test_the_conversion_answers_as_paddle_does(
 def test_what_paddle2onnx_does_not_convert_is_named(models: Path, tmp_path: Path, name: str, why: str) -> None:
     """One class, whether it aborts the process, ends it, or raises."""
     pytest.importorskip("paddle2onnx")
-    with pytest.raises(NotAvailable) as caught:
-        FORMAT.convert(model_of(models, name), "onnx", tmp_path)
+    model = model_of(models, name)
+    with pytest.raises(Unsupported) as caught:
+        FORMAT.convert(model, "onnx", tmp_path)
+    (node,) = caught.value.nodes
+    assert model.graph.nodes[node].type in why
     assert caught.value.problem.startswith(f"paddle2onnx cannot convert the model: {why}")
     assert "\n" not in caught.value.problem and "(at /" not in caught.value.problem
     assert str(models / f"{name}.json") == caught.value.where

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from paddock.defects import load as load_defects
+from paddock.defects import remedies
 from paddock.errors import BuildFailed, ConfigError, RunFailed
 from paddock.graph import Value
 from paddock.model import Files, Model
-from paddock.plan import Precision, Verdict
+from paddock.plan import Precision, Remedy, Verdict
 from paddock.spi import (
     Adapter,
     Arrays,
@@ -86,7 +88,7 @@ class ReferenceAdapter(Adapter):
         return Probe(Verdict.yes("onnx is installed", "importlib.metadata"), versions)
 
     def select_operators(self, model: Model, context: Context) -> Selection:
-        """For each node, what the evaluator's own tables say, less the forms that it computes wrongly."""
+        """For each node, what the evaluator's own tables say, less what `known_defects` cannot say of it."""
         import onnx
 
         standard = {"", *onnx.defs.C.schema_version_map()}
@@ -95,6 +97,10 @@ class ReferenceAdapter(Adapter):
             functions = onnx.load(model.files["model"], load_external_data=False).functions
         operators = Operators(model.graph, functions)
         return Selection(tuple(operators.verdict(node) for node in model.graph.nodes))
+
+    def known_defects(self, model: Model) -> Sequence[Remedy]:
+        """The forms of operators that the evaluator computes wrongly, from defects.json."""
+        return remedies(load_defects("paddock_reference"), model.graph, self.probe().versions, self.config.precision)
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
         """Refers to the model's own files: the evaluator builds nothing that could be kept."""

@@ -1,7 +1,8 @@
 """Which operators onnx's reference evaluator can run, asked of its own tables, and where it is known to be wrong.
 
-What is known to be wrong was found with the 1,288 backend node tests of onnx 1.17.0 and by reading the evaluator's
-source (onnx/reference/ops); tests/test_reference.py keeps the list honest.
+What is known to be wrong was found with the 1,288 backend node tests of onnx 1.17.0, against other runtimes, and by
+reading the evaluator's source (onnx/reference/ops). What a pattern can say of it stands in defects.json; here is the
+rest. tests/test_reference.py keeps both honest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from paddock.defects import load
 from paddock.graph import Graph, Node
 from paddock.plan import Verdict
 
@@ -73,7 +75,7 @@ class Operators:
                     return Verdict.no(f"{called}: {found.reason}", found.source)
                 if self._passes_on_a_default(domain, proto):
                     return Verdict.no(f"{called} with an attribute that may be left to its default", SOURCE)
-                if (domain, proto.op_type) in _DEFECTS:
+                if (domain, proto.op_type) in _DEFECTS or _type(domain, proto.op_type) in _listed():
                     return Verdict.no(f"{called}, which is wrong in some forms", SOURCE)
         return Verdict.yes("a function of the model, inlined", FUNCTION)
 
@@ -82,6 +84,15 @@ class Operators:
         called = self.functions.get((domain, proto.op_type), ())
         defaults = {default.name for function in called for default in function.attribute_proto}
         return any(a.ref_attr_name and a.name in defaults for a in proto.attribute)
+
+
+def _listed() -> set[str]:
+    """The operators of defects.json, which is not asked about the nodes in a function."""
+    return {op for defect in load("paddock_reference") for pattern in defect.patterns for op in pattern.operators}
+
+
+def _type(domain: str, op: str) -> str:
+    return f"{domain}.{op}" if domain else op
 
 
 def _domain(domain: str) -> str:
@@ -136,7 +147,7 @@ def _loop(node: Node, opsets: Mapping[str, int]) -> str | None:
 
 def _scan(node: Node, opsets: Mapping[str, int]) -> str | None:
     if opsets.get("", 1) < 9:
-        return "it does not implement Scan before opset 9"
+        return None  # defects.json says it
     if any(any(node.attributes.get(f"scan_{side}_{what}") or ()) for side in _SIDES for what in ("axes", "directions")):
         return "it implements Scan along axis 0 forwards only"
     scanned = int(node.attributes["num_scan_inputs"])
@@ -145,10 +156,6 @@ def _scan(node: Node, opsets: Mapping[str, int]) -> str | None:
     if node.captures:
         return "it does not let the body of a Scan read outer values"
     return None
-
-
-def _adam(node: Node, opsets: Mapping[str, int]) -> str | None:
-    return "it computes Adam rightly for one tensor only" if len(node.inputs) > 6 else None
 
 
 def _regex(node: Node, opsets: Mapping[str, int]) -> str | None:
@@ -160,7 +167,6 @@ _DEFECTS = {
     ("", "Loop"): _loop,
     ("", "Scan"): _scan,
     ("", "RegexFullMatch"): _regex,
-    ("ai.onnx.preview.training", "Adam"): _adam,
 }
 
 

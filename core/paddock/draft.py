@@ -1,0 +1,130 @@
+"""From a placement to the frozen plan: what it predicts, settles and must tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from paddock.config import HardwareConfig
+from paddock.host import building
+from paddock.model import Model
+from paddock.placing import Placed
+from paddock.plan import MemoryPlan, Plan, PrecisionPlan, Remedy, Setting
+from paddock.planning import memory
+from paddock.planning.shapes import describe_shape
+from paddock.registry import Resolved
+from paddock.verify import describe_budget
+from paddock.workshop import Part
+
+
+def draft(
+    config: HardwareConfig,
+    origin: Model,
+    resolved: Resolved,
+    placed: Placed,
+    parts: Sequence[Part],
+    precision: PrecisionPlan,
+    reference: tuple[str, ...],
+    notes: Sequence[str] = (),
+) -> Plan:
+    """The plan of a placement whose parts are in their adapters' formats.
+
+    Args:
+        config: As read.
+        origin: The model as the user gave it, with the config's bounds.
+        resolved: The adapter asked for.
+        placed: The placement, with the fallbacks that are not to be had.
+        parts: The placement's segments, each with its precision plan.
+        precision: The whole model's, by the nodes of `origin`.
+        reference: The adapters that may serve as the reference, best first.
+        notes: What a reader must know beside what stands in all these.
+    """
+    verify = config.accuracy.verify
+    workshops = {part.workshop.name: part.workshop for part in parts}
+    versions = {**resolved.versions}
+    for workshop in workshops.values():
+        versions.update(workshop.resolved.versions)
+    return Plan(
+        model=origin.fingerprint,
+        format=parts[0].target.format if len(parts) == 1 else origin.format,
+        adapter=resolved.name,
+        device=f"{resolved.device.index} ({resolved.device.name})",
+        precision=precision,
+        placement=placed.placement,
+        memory=_predicted(parts, config, resolved.device.memory_kind),
+        shapes={value.name: describe_shape(origin.graph, value) for value in origin.graph.input_values},
+        settings=_settings(config, resolved),
+        bounds=dict(origin.graph.bounds),
+        choices=origin.graph.choices,
+        remedies=_remedies(parts),
+        versions=versions,
+        verify=verify,
+        reference=reference,
+        budget=describe_budget(config) if verify != "off" else "not verified",
+        notes=(*_notes(config, resolved, origin, parts, placed), *notes),
+    )
+
+
+def _predicted(parts: Sequence[Part], config: HardwareConfig, kind: str) -> MemoryPlan:
+    """The memory of all parts together: every session keeps its own weights and intermediates."""
+    plans = [_predicted_part(part, config) for part in parts]
+    return memory.together(plans, kind)
+
+
+def _predicted_part(part: Part, config: HardwareConfig) -> MemoryPlan:
+    workshop = part.workshop
+    adapter = workshop.adapter()
+    planned: MemoryPlan | None = building(
+        f"{workshop.name}: planning memory", lambda: adapter.plan_memory(part.target, part.precision)
+    )
+    if planned is not None:
+        return planned
+    planner = "backend" if adapter.plans_memory else "none"
+    device = workshop.resolved.device
+    shares = adapter.concurrency.shares_weights
+    return memory.predict(part.target.graph, config, device.memory_kind, planner, shares)
+
+
+def _remedies(parts: Sequence[Part]) -> tuple[Remedy, ...]:
+    """Each defect once, with the nodes of all parts."""
+    found: dict[tuple[str, bool], Remedy] = {}
+    for part in parts:
+        for remedy in part.remedies:
+            key = (remedy.name, remedy.applied)
+            nodes = found[key].nodes if key in found else ()
+            found[key] = replace(remedy, nodes=tuple(sorted({*nodes, *remedy.nodes})))
+    return tuple(found.values())
+
+
+def _settings(config: HardwareConfig, resolved: Resolved) -> tuple[Setting, ...]:
+    """What was asked for, in the config's words: only what stands in the config, and the precision."""
+    settings = [Setting("precision", config.precision.value), Setting("instances", config.instances)]
+    settings.append(
+        Setting("threads", resolved.config.threads, reason="" if config.threads else "cores over instances")
+    )
+    parsed = resolved.config.options.model_dump(mode="json")
+    settings += [Setting(f"options.{name}", parsed[name]) for name in sorted(config.options)]
+    return tuple(settings)
+
+
+def _notes(
+    config: HardwareConfig, resolved: Resolved, origin: Model, parts: Sequence[Part], placed: Placed
+) -> tuple[str, ...]:
+    notes = [f"{name} was passed over: {reason}" for name, reason in resolved.skipped]
+    notes += [f"the fallback {name} is not to be had: {reason}" for name, reason in placed.absent.items()]
+    placement = placed.placement
+    for name in placement.adapters:
+        if name != resolved.name:
+            notes.append(f"FALLBACK: {placement.on(name)} of {len(placement.nodes)} nodes run on {name}")
+    formats = dict.fromkeys(part.target.format for part in parts if part.target.format != origin.format)
+    notes += [f"converted from {origin.format} to {name}" for name in formats]
+    widened = dict.fromkeys(p.workshop.name for p in parts if p.precision.precision is not config.precision)
+    notes += [f"{name} computes its nodes in fp32: it does not compute in {config.precision}" for name in widened]
+    if config.accuracy.verify == "off":
+        notes.append('NOT VERIFIED: accuracy.verify is "off"')
+    if not config.strict:
+        notes.append("not strict: settings without effect and inconclusive checks are let through")
+    narrow = sorted({v.dtype for v in origin.graph.values if v.dtype in ("float16", "bfloat16")})
+    if narrow:
+        notes.append(f"the model itself computes partly in {', '.join(narrow)}")
+    return tuple(notes)

@@ -1,0 +1,220 @@
+"""Which nodes make a deployment wrong: found by moving them to the fallbacks, in children, until it agrees.
+
+`paddock bisect` writes a smallest set down as a config; with `"repair": true` a deployment does the same by itself,
+says so in its plan, and remembers the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from paddock.compile import Refused, blamed, tried
+from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
+from paddock.host import ExecutionHost, Outputs
+from paddock.machine import host_facts
+from paddock.pipeline import Flow, run_through
+from paddock.placing import Denials, origins
+from paddock.plan import Verdict
+from paddock.planning.bisection import Oracle, TooManyRunsError, smallest
+from paddock.prepare import Prepared, Samples
+from paddock.references import Reference
+from paddock.samples import Sample, digest_samples
+from paddock.spi import Artifact, Event
+from paddock.verify import Outcome, Report, compare
+
+RUNS = 256
+"""How many deployments are tried before the search is given up."""
+
+_REPLANS = 16
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Culprits:
+    """Nodes by the adapter that they are to be kept off, and how they were found."""
+
+    nodes: Mapping[str, tuple[int, ...]]
+    runs: int
+    problem: str
+    """What was wrong before."""
+
+    def denials(self) -> Denials:
+        """For planning."""
+        reason = Verdict.no(f"kept off by repair: with it, {self.problem}", f"bisection, {self.runs} runs")
+        return {adapter: dict.fromkeys(nodes, reason) for adapter, nodes in self.nodes.items()}
+
+    def note(self, prepared: Prepared) -> str:
+        """For the plan."""
+        nodes = prepared.origin.graph.nodes
+        shown = []
+        for adapter, found in self.nodes.items():
+            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            shown.append(f"{', '.join(nodes[n].label for n in found[:_SHOWN])}{more} kept off {adapter}")
+        return f"REPAIRED in {self.runs} runs: {'; '.join(shown)}; before: {self.problem}"
+
+
+def try_out(prepared: Prepared, samples: Sequence[Sample]) -> list[Artifact]:
+    """The artifacts of a plan, compiled, loaded and run on the first of `samples` in children."""
+    with tried(prepared.plan, prepared.parts) as (artifacts, hosts):
+        for sample in samples[:1]:
+            _answer(prepared, hosts, sample)
+    return artifacts
+
+
+def _answer(prepared: Prepared, hosts: Sequence[ExecutionHost], sample: Sample) -> Outputs:
+    if len(prepared.parts) == 1:
+        with blamed(prepared.parts[0]):
+            return prepared.answer(hosts[0].run, sample)
+    flow = Flow.of(prepared.parts, prepared.origin.graph)
+    return prepared.answer(lambda feeds: run_through(flow, hosts, feeds), sample)
+
+
+def replanned(prepared: Prepared, refused: Refused) -> Prepared:
+    """The plan made anew without the nodes that an SDK refused; raises `NotAvailable` where nobody else takes them."""
+    part, origin = refused.part, prepared.origin
+    nodes = {found for node in refused.nodes for found in origins(part.target, node, origin)}
+    own = nodes & set(part.segment.nodes) or set(part.segment.nodes)
+    if not prepared.config.fallback:
+        raise NotAvailable(
+            refused.problem, candidates=refused.candidates, remedy='name adapters for single nodes in "fallback"'
+        ) from refused
+    reason = Verdict.no(refused.problem, f"{part.workshop.name}, while compiling")
+    denied = {name: dict(found) for name, found in prepared.denied.items()}
+    denied.setdefault(part.workshop.name, {}).update(dict.fromkeys(own, reason))
+    return prepared.again(denied, prepared.notes)
+
+
+def repairable(error: PaddockError) -> bool:
+    """Whether moving nodes could help: wrong numbers, or an SDK that fails to build or to run the model."""
+    if isinstance(error, AccuracyRefused):
+        return isinstance(error.report, Report) and error.report.outcome is Outcome.FAILED
+    return isinstance(error, (BuildFailed, RunFailed)) and not isinstance(error, Refused)
+
+
+def repaired_before(prepared: Prepared, samples: Samples) -> Prepared:
+    """The plan with the repair that it needed when it was deployed before on this host, if it asks for repair."""
+    if not prepared.config.repair:
+        return prepared
+    kept = prepared.registry.store.get("repairs", _key(prepared, samples))
+    if kept is None:
+        return prepared
+    return _applied(prepared, Culprits({a: tuple(n) for a, n in kept["nodes"].items()}, kept["runs"], kept["problem"]))
+
+
+def repair(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepared:
+    """The plan with the nodes to blame moved to the fallbacks; raises `error` again where there are none."""
+    prepared.tell("searching for the nodes to blame")
+    try:
+        culprits = search(prepared, samples, error.problem)
+    except PaddockError as failed:
+        error.add_note(f"the repair failed: {failed.problem}")
+        raise error from failed
+    facts = {"nodes": {a: list(n) for a, n in culprits.nodes.items()}, "runs": culprits.runs}
+    prepared.registry.observe(Event("repair", prepared.name, facts))
+    prepared.registry.store.put("repairs", _key(prepared, samples), {**facts, "problem": culprits.problem})
+    return _applied(prepared, culprits)
+
+
+def search(prepared: Prepared, samples: Samples, problem: str) -> Culprits:
+    """A smallest set of nodes without which the deployment agrees with the reference.
+
+    First among the nodes of the adapter asked for; where moving them all does not help, among those of every adapter
+    but the chain's last. Raises `NotAvailable` where nothing helps.
+    """
+    reference = samples.reference or prepared.reference(samples)
+    chain = prepared.job.chain
+    runs = 0
+    for kept_off in dict.fromkeys((chain[:1], chain[:-1])):
+        attempt = _Attempt(prepared, reference, kept_off, samples.source)
+        movable = attempt.movable()
+        oracle = Oracle(attempt.agrees, RUNS - runs)
+        try:
+            found = smallest(movable, oracle)
+        except TooManyRunsError:
+            raise NotAvailable(f"no set of nodes was found to blame in {RUNS} runs") from None
+        runs += oracle.runs
+        if found is not None:
+            if not found:
+                raise NotAvailable("the deployment agrees in a child process: there is nothing to search for")
+            return Culprits(attempt.pairs(found), runs, problem)
+    raise NotAvailable(
+        f"even with all of its nodes on {', '.join(chain[1:])} the model does not agree ({runs} runs)",
+        remedy="end the chain with an adapter that is right: `paddock verify --all` shows which ones are",
+    )
+
+
+class _Attempt:
+    """Deployments with some nodes kept off some adapters, made and asked in children."""
+
+    def __init__(self, prepared: Prepared, reference: Reference, kept_off: Sequence[str], source: str) -> None:
+        self.prepared = prepared
+        self.reference = reference
+        self.kept_off = kept_off
+        self.source = source
+        self.reason = Verdict.no("kept off for a try", "bisection")
+
+    def movable(self) -> list[int]:
+        """The nodes that can be moved: those on these adapters that a later one of the chain takes."""
+        placed = self.prepared.plan.placement.nodes
+        nodes = [p.node for p in placed if p.adapter in self.kept_off]
+        while nodes:
+            try:
+                self._planned(frozenset(nodes))
+                break
+            except NotAvailable as error:
+                stuck = set(error.nodes)
+                if not stuck & set(nodes):
+                    raise
+                nodes = [node for node in nodes if node not in stuck]
+        return nodes
+
+    def agrees(self, out: frozenset[int]) -> bool:
+        try:
+            prepared = self._planned(out)
+        except NotAvailable:
+            return False
+        self.prepared.tell(f"trying without {len(out)} nodes on {', '.join(self.kept_off)}")
+        for _ in range(_REPLANS):
+            try:
+                return self._judged(prepared)
+            except Refused as refused:
+                try:
+                    prepared = replanned(prepared, refused)
+                except NotAvailable:
+                    return False
+            except (BuildFailed, RunFailed):
+                return False
+        return False
+
+    def pairs(self, found: frozenset[int]) -> dict[str, tuple[int, ...]]:
+        """The nodes by the adapters that they are kept off."""
+        return {name: tuple(sorted(found)) for name in self.kept_off}
+
+    def _planned(self, out: frozenset[int]) -> Prepared:
+        denied = {name: dict(nodes) for name, nodes in self.prepared.denied.items()}
+        for name in self.kept_off:
+            denied.setdefault(name, {}).update(dict.fromkeys(out, self.reason))
+        return self.prepared.again(denied)
+
+    def _judged(self, prepared: Prepared) -> bool:
+        reference = self.reference
+        with tried(prepared.plan, prepared.parts) as (_, hosts):
+            answers = []
+            for sample in reference.samples[: reference.judged]:
+                answers.append(_answer(prepared, hosts, sample))
+                if compare(reference, answers, prepared.config, self.source).outcome is Outcome.FAILED:
+                    return False
+        return True
+
+
+def _applied(prepared: Prepared, culprits: Culprits) -> Prepared:
+    denied = {name: dict(nodes) for name, nodes in prepared.denied.items()}
+    for adapter, nodes in culprits.denials().items():
+        denied.setdefault(adapter, {}).update(nodes)
+    return prepared.again(denied, (*prepared.notes, culprits.note(prepared)))
+
+
+def _key(prepared: Prepared, samples: Samples) -> list[object]:
+    judged = samples.reference.samples if samples.reference is not None else samples.inputs
+    return [prepared.plan.key, prepared.job.chain, digest_samples(judged), host_facts()]

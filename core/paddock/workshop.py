@@ -1,0 +1,123 @@
+"""One adapter of a deployment at work: its child process, its folders, its verdicts; and one segment given to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from paddock.child import Child, Children
+from paddock.errors import BuildFailed
+from paddock.host import building
+from paddock.machine import host_facts
+from paddock.model import Model
+from paddock.plan import PrecisionPlan, Remedy, Segment, Verdict
+from paddock.registry import Registry, Resolved
+from paddock.spi import Adapter, Context, Selection
+
+SECONDS = 600.0
+"""How long one step of an adapter in a child may take."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where one adapter's part of a deployment is made: the registry, the children, the folders."""
+
+    registry: Registry
+    children: Children
+    resolved: Resolved
+    context: Context
+
+    @property
+    def name(self) -> str:
+        """`hardware/backend`."""
+        return self.resolved.name
+
+    @property
+    def child(self) -> Child:
+        """The child in which this adapter's unproven work happens."""
+        return self.children.get(f"trying {self.resolved.name}")
+
+    def adapter(self) -> Adapter:
+        """The adapter's instance for this deployment."""
+        return self.resolved.registered.adapter(self.resolved.config, self.resolved.device)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One segment of a deployment with the adapter that runs it.
+
+    `target` holds exactly the segment's nodes, in the adapter's format, traced back to the model's; `verdicts` are the
+    adapter's, about `target`; `whole` says that the segment is the whole model.
+    """
+
+    segment: Segment
+    workshop: Workshop
+    target: Model
+    verdicts: tuple[Verdict, ...]
+    remedies: tuple[Remedy, ...]
+    precision: PrecisionPlan
+    whole: bool
+
+    @property
+    def name(self) -> str:
+        """How messages name it: the adapter and, where it is not the whole model, the segment and its nodes."""
+        return self.workshop.name if self.whole else f"{self.workshop.name} in {self.label}"
+
+    @property
+    def label(self) -> str:
+        """`segment 2 (3 nodes, #4 Conv to #9 Relu)`."""
+        nodes = self.segment.nodes
+        origin = self.target.origin.graph.nodes
+        ends = " to ".join(dict.fromkeys((origin[nodes[0]].label, origin[nodes[-1]].label))) if nodes else "none"
+        return f"segment {self.segment.index} ({len(nodes)} node{'s' if len(nodes) != 1 else ''}, {ends})"
+
+    @property
+    def context(self) -> Context:
+        """The workshop's, with a work folder of this segment's own."""
+        work = self.workshop.context.work / str(self.segment.index)
+        work.mkdir(exist_ok=True)
+        return replace(self.workshop.context, work=work)
+
+
+@cache
+def _verdicts() -> TypeAdapter[tuple[Verdict, ...]]:
+    return TypeAdapter(tuple[Verdict, ...])
+
+
+def select(workshop: Workshop, model: Model) -> Selection:
+    """The adapter's verdicts for every node, asked in a child and kept by model, shapes, versions and options."""
+    resolved = workshop.resolved
+    key = [
+        model.fingerprint, {s: str(r) for s, r in model.graph.bounds.items()},
+        [value.shape for value in model.graph.input_values], resolved.name, dict(resolved.versions),
+        resolved.config.precision, resolved.config.options.model_dump(mode="json"), host_facts(),
+    ]  # fmt: skip
+
+    def ask() -> object:
+        found = workshop.child.call(
+            _select_here, resolved, model, workshop.context.work, workshop.context.cache, seconds=SECONDS
+        )
+        return _verdicts().dump_python(tuple(found.verdicts), mode="json")
+
+    return Selection(_verdicts().validate_python(workshop.registry.store.remembered("selections", key, ask)))
+
+
+def defects(workshop: Workshop, model: Model) -> tuple[Remedy, ...]:
+    """What the adapter knows to be wrong with its SDK and this model."""
+    adapter: Adapter = building(f"{workshop.name}: constructing", workshop.adapter)
+    found: Sequence[Remedy] = building(f"{workshop.name}: listing known defects", lambda: adapter.known_defects(model))
+    return tuple(found)
+
+
+def _select_here(resolved: Resolved, model: Model, work: Path, cache: Path) -> Selection:
+    adapter = resolved.registered.adapter(resolved.config, resolved.device)
+    found: object = adapter.select_operators(model, Context(work, cache))
+    if not isinstance(found, Selection):
+        raise BuildFailed(f"{resolved.name}: select_operators() returned a {type(found).__name__}, not a Selection")
+    if not all(isinstance(verdict, Verdict) for verdict in found.verdicts):
+        raise BuildFailed(f"{resolved.name}: select_operators() returned a Selection that holds no verdicts")
+    return found
