@@ -24,7 +24,7 @@ ORDER = [
     "planning.bisection", "planning.precision", "planning.memory",
     "samples", "host", "workshop", "reading", "placing", "compile", "pipeline", "metrics", "references", "verify",
     "draft", "prepare", "repair", "deployment",
-    "bench", "compare",
+    "bench", "bisect", "compare",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "show", "terminal", "cli",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: `paddock adapters | doctor | schema | plan | run | verify | bench`.
+"""The command line: `paddock adapters | doctor | schema | plan | run | verify | bisect | bench`.
 
 Whatever a backend prints goes to stderr, so that stdout holds the answer alone; with `--json` that is one JSON
 document, errors included. Exit codes come from the exceptions, in one table.
@@ -202,6 +202,39 @@ def verify(
         _terminal.document({"report": report.to_json(), "plan": deployed_plan.to_json()})
     else:
         show.show_report(_terminal.out, report)
+
+
+@app.command()
+def bisect(
+    model: ModelOption,
+    config: ConfigOption,
+    output: Annotated[Path | None, typer.Option("--output", help="Where to write the config; shown otherwise.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Finds the nodes that make a deployment wrong, and writes a config that keeps them off."""
+    from paddock import show
+    from paddock.bisect import bisect as search
+    from paddock.jsontext import write_json
+
+    if output is not None and (not output.parent.is_dir() or output.is_dir()):
+        raise UsageError("is no file in a folder that exists", where=f"--output: {output}")
+    with _terminal.progress() as tell:
+        found = search(model, config, progress=tell)
+    if output is not None:
+        write_json(output, found.config, "--output")
+    if json:
+        culprits = found.culprits
+        _terminal.document(
+            {
+                "nodes": {adapter: list(nodes) for adapter, nodes in found.nodes.items()},
+                "runs": culprits.runs,
+                "problem": culprits.problem,
+                "config": found.config,
+                "written": str(output) if output is not None else None,
+            }
+        )
+    else:
+        show.show_bisection(_terminal.out, found, output)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from paddock.errors import ConfigError, did_you_mean
+from paddock.errors import ConfigError, UsageError, did_you_mean
 
 
 def read_text(path: Path) -> str:
@@ -48,6 +48,14 @@ def dump(data: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else os.fspath(value)
+
+
+def write_json(path: Path, data: Any, where: str) -> None:
+    """Writes JSON data, readable; raises `UsageError` naming the file."""
+    try:
+        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=f"{where}: {path}") from None
 
 
 def loads(text: str, where: str) -> Any:

@@ -107,6 +107,8 @@ def repair(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepare
     prepared.tell("searching for the nodes to blame")
     try:
         culprits = search(prepared, samples, error.problem)
+        if not culprits.nodes:
+            raise BuildFailed("it agrees in a child process: there is nothing to search for")
     except PaddockError as failed:
         error.add_note(f"the repair failed: {failed.problem}")
         raise error from failed
@@ -116,28 +118,31 @@ def repair(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepare
     return _applied(prepared, culprits)
 
 
-def search(prepared: Prepared, samples: Samples, problem: str) -> Culprits:
+def search(prepared: Prepared, samples: Samples, problem: str = "") -> Culprits:
     """A smallest set of nodes without which the deployment agrees with the reference.
 
     First among the nodes of the adapter asked for; where moving them all does not help, among those of every adapter
     but the chain's last. Raises `NotAvailable` where nothing helps.
+
+    Args:
+        prepared: The plan that fails; its chain has an adapter to move nodes to.
+        samples: What it is judged on.
+        problem: What is wrong with it, where that is known; what the first run shows otherwise.
     """
     reference = samples.reference or prepared.reference(samples)
     chain = prepared.job.chain
     runs = 0
     for kept_off in dict.fromkeys((chain[:1], chain[:-1])):
         attempt = _Attempt(prepared, reference, kept_off, samples.source)
-        movable = attempt.movable()
         oracle = Oracle(attempt.agrees, RUNS - runs)
         try:
-            found = smallest(movable, oracle)
+            found = smallest(attempt.movable(), oracle)
         except TooManyRunsError:
             raise NotAvailable(f"no set of nodes was found to blame in {RUNS} runs") from None
         runs += oracle.runs
         if found is not None:
-            if not found:
-                raise NotAvailable("the deployment agrees in a child process: there is nothing to search for")
-            return Culprits(attempt.pairs(found), runs, problem)
+            nodes = {name: tuple(sorted(found)) for name in kept_off} if found else {}
+            return Culprits(nodes, runs, problem or attempt.problem)
     raise NotAvailable(
         f"even with all of its nodes on {', '.join(chain[1:])} the model does not agree ({runs} runs)",
         remedy="end the chain with an adapter that is right: `paddock verify --all` shows which ones are",
@@ -152,6 +157,8 @@ class _Attempt:
         self.reference = reference
         self.kept_off = kept_off
         self.source = source
+        self.problem = ""
+        """What the first run that failed showed."""
         self.reason = Verdict.no("kept off for a try", "bisection")
 
     def movable(self) -> list[int]:
@@ -170,26 +177,23 @@ class _Attempt:
         return nodes
 
     def agrees(self, out: frozenset[int]) -> bool:
+        """Whether the deployment without these nodes on those adapters builds, runs and agrees."""
+        self.prepared.tell(f"trying without {len(out)} nodes on {', '.join(self.kept_off)}")
+        problem = self._problem(out)
+        self.problem = self.problem or problem
+        return not problem
+
+    def _problem(self, out: frozenset[int]) -> str:
         try:
             prepared = self._planned(out)
-        except NotAvailable:
-            return False
-        self.prepared.tell(f"trying without {len(out)} nodes on {', '.join(self.kept_off)}")
-        for _ in range(_REPLANS):
-            try:
-                return self._judged(prepared)
-            except Refused as refused:
+            for _ in range(_REPLANS):
                 try:
+                    return self._judged(prepared)
+                except Refused as refused:
                     prepared = replanned(prepared, refused)
-                except NotAvailable:
-                    return False
-            except (BuildFailed, RunFailed):
-                return False
-        return False
-
-    def pairs(self, found: frozenset[int]) -> dict[str, tuple[int, ...]]:
-        """The nodes by the adapters that they are kept off."""
-        return {name: tuple(sorted(found)) for name in self.kept_off}
+        except (NotAvailable, BuildFailed, RunFailed) as error:
+            return error.problem
+        return "an SDK refused other nodes each time"
 
     def _planned(self, out: frozenset[int]) -> Prepared:
         denied = {name: dict(nodes) for name, nodes in self.prepared.denied.items()}
@@ -197,15 +201,16 @@ class _Attempt:
             denied.setdefault(name, {}).update(dict.fromkeys(out, self.reason))
         return self.prepared.again(denied)
 
-    def _judged(self, prepared: Prepared) -> bool:
+    def _judged(self, prepared: Prepared) -> str:
         reference = self.reference
         with tried(prepared.plan, prepared.parts) as (_, hosts):
             answers = []
             for sample in reference.samples[: reference.judged]:
                 answers.append(_answer(prepared, hosts, sample))
-                if compare(reference, answers, prepared.config, self.source).outcome is Outcome.FAILED:
-                    return False
-        return True
+                report = compare(reference, answers, prepared.config, self.source)
+                if report.outcome is Outcome.FAILED:
+                    return report.reason
+        return ""
 
 
 def _applied(prepared: Prepared, culprits: Culprits) -> Prepared:

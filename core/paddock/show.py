@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from paddock.bench import Entry
+from paddock.bisect import Bisection
 from paddock.plan import Plan
 from paddock.planning.memory import readable
 from paddock.registry import Plugin, Registered
@@ -120,6 +123,23 @@ def show_report(out: Console, report: Report) -> None:
         for o in report.outputs
     ]
     out.print(table(("output", "error", "agreement", "varies", ""), rows))
+
+
+def show_bisection(out: Console, found: Bisection, written: Path | None) -> None:
+    """What is to be kept off whom, and the config that does it."""
+    runs = f"{found.culprits.runs} run{'s' if found.culprits.runs != 1 else ''}"
+    if not found.nodes:
+        out.print(f"agrees as it is: nothing to keep off ({runs})")
+        return
+    for adapter, nodes in found.nodes.items():
+        head = f"{len(nodes)} of {found.total} nodes make {adapter} wrong ({runs}): {found.culprits.problem}"
+        out.print(escape(head), soft_wrap=True)
+        for node in nodes:
+            out.print(escape(f"  {node}"), soft_wrap=True)
+    if written is not None:
+        out.print(escape(f"a config without them: {written}"), soft_wrap=True)
+    else:
+        out.print(escape(json.dumps(found.config, indent=2)), soft_wrap=True)
 
 
 def show_bench(out: Console, entries: Iterable[Entry]) -> None:

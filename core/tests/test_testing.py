@@ -165,6 +165,7 @@ def test_what_counts_as_equal(found: Any, expected: Any, dtype: str) -> None:
         (f32(1), f32(1).astype(np.float64), "float32", "dtype float32, not float64"),
         (f32(1), f32(1).reshape(1, 1), "float32", r"shape \[1\], not \[1, 1\]"),
         (f32(1), f32(1).reshape(()), "float32", r"shape \[1\], not \[\]"),
+        (f32(1, 1), f32(1), "float32", r"shape \[2\], not \[1\]"),
         (f32(2).reshape(()), f32(1).reshape(()), "float32", "1 of 1"),
         (np.array([True]), np.array([False]), "bool", "1 of 1"),
         (np.array([2], np.int64), np.array([1], np.int64), "int64", "1 of 1"),

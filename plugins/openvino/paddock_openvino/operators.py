@@ -59,9 +59,9 @@ def verdicts(graph: Graph, read: Callable[[], Any], core: Any, device: str, prop
 def keep_names(model: Any, inputs: Sequence[str], opset: Any) -> None:
     """Gives inputs that are also outputs their own names back.
 
-    OpenVINO's frontend drops operators that do nothing, such as a Dropout or a Max of one input. Where an output then is
-    an input itself, the two share one tensor, and compiling leaves it the output's name alone (2026.4.1). An Identity
-    between them keeps them apart.
+    OpenVINO's frontend drops operators that do nothing, such as a Dropout or a Max of one input. Where an output then
+    is an input itself, the two share one tensor, and compiling leaves it the output's name alone (2026.4.1). An
+    Identity between them keeps them apart.
 
     Args:
         model: OpenVINO's model, as read.

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 _LAST = "IR after lowering"
 _KERNEL = re.compile(r"kernel_key:<backend:(\w+)\|layout:[^|]*\|dtype:(\w+)>")
-_OVERWRITES = re.compile(r"\bis_inplace:true\b|= \"(?!builtin\.)[^\"(]+\" \[id:")
-"""In that program: an operation on its operand's own memory, or one with blocks (an if, a while), whose results may be
-an input's memory (seen on paddlepaddle 3.3.1: where one branch gives x, the other writes over x)."""
+_BLOCKS = re.compile(r'= "(?!builtin\.|onednn_kernel\.)[^"(]+" \[id:')
+"""In that program: an operation with blocks (an if, a while)."""
+_STORED = re.compile(r'\((%\d+)\) = "builtin\.(?:parameter|constant)"')
+_NORM = re.compile(r'= "batch_norm_\(phi_kernel\)" \(([^)]*)\)')
+_HOST = frozenset({"CPU", "ONEDNN", "Undefined"})
 _SHARED = frozenset({"float32", "float64", "float16", "int32", "int64", "bool"})
 """The dtypes of which Paddle takes memory that is not its own."""
 _NOISE = re.compile(r"\w+CheckIfOneDNNSupport\s*")
@@ -51,6 +53,11 @@ class Realised:
         lowest = (("float16", "fp16"), ("bfloat16", "bf16"), ("float32", "fp32"))
         return next((name for dtype, name in lowest if dtype in dtypes), None)
 
+    @property
+    def on_host(self) -> bool:
+        """Whether every kernel is one of the CPU's, so that all of them read the host's memory."""
+        return bool(self.kernels) and {name for name, _ in self.kernels} <= _HOST
+
     def on(self, backend: str) -> int:
         """How many kernels are of a backend ("CPU", "ONEDNN")."""
         return sum(count for (name, _), count in self.kernels.items() if name == backend)
@@ -75,7 +82,25 @@ def create(config: Any) -> tuple[Any, Realised]:
         return predictor, Realised({})
     last = text[text.rfind(_LAST) :]
     kernels = Counter((backend, dtype) for backend, dtype in _KERNEL.findall(last))
-    return predictor, Realised(kernels, bool(kernels) and _OVERWRITES.search(last) is None)
+    return predictor, Realised(kernels, bool(kernels) and _keeps_inputs(last))
+
+
+def _keeps_inputs(program: str) -> bool:
+    """Whether nothing in a program can write over its inputs.
+
+    The passes that make operations work in place leave inputs out; the program's own such operations (`set_value_`) do
+    not. The result of an if or a while may be an input's memory (seen on paddlepaddle 3.3.1: where one branch gives x,
+    the other writes over x).
+    """
+    if _BLOCKS.search(program):
+        return False
+    stored = set(_STORED.findall(program))
+    for line in program.splitlines():
+        if "is_inplace:true" in line:
+            norm = _NORM.search(line)  # writes its running mean and variance, the second and third operand, only
+            if norm is None or not stored.issuperset(norm[1].split(", ")[1:3]):
+                return False
+    return True
 
 
 def is_noise(line: str) -> bool:
@@ -109,6 +134,7 @@ class PaddleSession(Session):
         self._settings = dict(settings)
         self.realised = realised
         self._noisy = noisy
+        self._bound: Mapping[str, Any] = {}
         self._inputs = [(name, predictor.get_input_handle(name)) for name in predictor.get_input_names()]
         self._outputs = {name: predictor.get_output_handle(name) for name in outputs}
 
@@ -119,11 +145,15 @@ class PaddleSession(Session):
         """
         if self._predictor is None:
             raise RunFailed("the session is closed")
+        bound = self._bound
         for name, _ in self._inputs:
-            if feeds[name].size == 0:
+            if name not in bound and feeds[name].size == 0:
                 raise _empty(name, feeds[name].shape)
         for name, handle in self._inputs:
-            handle.copy_from_cpu(feeds[name])  # takes the shape along
+            if name in bound:
+                handle.share_external_data(bound[name])  # in each run: Paddle may have noted a layout of its own
+            else:
+                handle.copy_from_cpu(feeds[name])  # takes the shape along
         try:
             if self._noisy:
                 self._first_run()
@@ -139,7 +169,23 @@ class PaddleSession(Session):
         """Drops the predictor and its tensors."""
         self._inputs = []
         self._outputs = {}
+        self._bound = {}
         self._predictor = None
+
+    def bind(self, buffers: Arrays) -> frozenset[str]:
+        """Binds inputs, where the program is known not to write over them; never outputs.
+
+        Paddle takes memory for an output as well (`share_external_data`), but only some kernels then write there, and
+        it cannot be asked which did.
+        """
+        if self._predictor is None:
+            raise RunFailed("the session is closed")
+        if not self.realised.on_host or not self.realised.keeps_inputs:
+            return frozenset()
+        core = sdk.import_quietly("paddle").base.core
+        names = [name for name, _ in self._inputs if name not in self._outputs and _shareable(buffers.get(name))]
+        self._bound = {name: _shared(core, buffers[name]) for name in names}
+        return frozenset(names)
 
     def observed(self) -> Observed:
         """What the configuration gives back, the precision of the kernels built, and how many they are."""
@@ -153,6 +199,17 @@ class PaddleSession(Session):
             self._predictor.run()
         self._noisy = False
         sdk.release(printed(), is_noise)
+
+
+def _shareable(array: np.ndarray[Any, Any] | None) -> bool:
+    return array is not None and array.size > 0 and array.flags.c_contiguous and array.dtype.name in _SHARED
+
+
+def _shared(core: Any, array: np.ndarray[Any, Any]) -> Any:
+    """Paddle's tensor on the array's own memory."""
+    tensor = core.DenseTensor()
+    tensor.set(array, core.CPUPlace(), True)
+    return tensor
 
 
 def _empty(name: str, shape: tuple[int, ...]) -> UsageError:

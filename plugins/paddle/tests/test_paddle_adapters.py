@@ -17,10 +17,10 @@ import pytest
 from paddock.config import HardwareConfig
 from paddock.errors import BuildFailed, ModelError, NotAvailable, RunFailed, StrictnessError, UsageError
 from paddock.model import Model
-from paddock.plan import Answer, MemoryPlan, Precision, PrecisionPlan, Remedy, Segment
+from paddock.plan import Answer, MemoryPlan, Precision, PrecisionPlan, Segment
 from paddock.samples import Sample, generate
 from paddock.spi import Artifact, Context, ResolvedConfig, SegmentPlan, Threading
-from paddock_paddle import defects, sdk
+from paddock_paddle import sdk
 from paddock_paddle.adapters import CpuMkldnn, CpuPaddle, MkldnnOptions, PaddleAdapter, PlainOptions
 from paddock_paddle.format import PaddleFormat
 from paddock_paddle.kernels import CARRIED, Selector
@@ -123,25 +123,6 @@ def test_unknown_options_are_refused(kind: type[PaddleAdapter]) -> None:
     with pytest.raises(ValidationError):
         kind.Options(nonsense=1)
     assert kind.concurrency.threading is Threading.BOUND
-
-
-def test_known_defects_follow_precision_and_workarounds(models: Path) -> None:
-    model = model_of(models, "linear")
-    names = {r.name: r.applied for r in adapter_of(CpuMkldnn).known_defects(model)}
-    assert names == {"onednn-inplace-layout": True}
-    names = {r.name: r.applied for r in adapter_of(CpuMkldnn, precision="bf16").known_defects(model)}
-    assert names == {"onednn-inplace-layout": True, "onednn-bf16-special-ops": True}
-    assert not any(r.applied for r in adapter_of(CpuMkldnn, workarounds=False).known_defects(model))
-    assert not adapter_of(CpuPaddle).known_defects(model)
-    foreign = Remedy("another", "", "", True)
-    assert defects.passes_to_delete([*adapter_of(CpuMkldnn).known_defects(model), foreign]) == ("inplace_pass",)
-
-
-def test_a_version_not_in_the_table_is_mended_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defects, "installed", lambda: "3.4.0")
-    (remedy,) = defects.remedies(Precision.FP32, workarounds=True)
-    assert remedy.applied and "not checked on 3.4.0" in remedy.action
-    assert defects.is_seen("3.3.1") and not defects.is_seen("3.30") and not defects.is_seen("")
 
 
 # Selection
@@ -257,15 +238,6 @@ def test_the_reference_path_skips_paddles_passes(models: Path, tmp_path: Path, n
     assert plain.realised.on("CPU") >= optimized.realised.on("CPU") > 0
     if name == "embedding":
         assert plain.realised.on("CPU") > optimized.realised.on("CPU")
-
-
-@pytest.mark.skipif(not defects.is_seen(defects.installed()), reason="the table was made on paddlepaddle 3.3")
-def test_the_rotary_embedding_with_and_without_the_mend(models: Path, tmp_path: Path) -> None:
-    model = model_of(models, "rotary")
-    sample = {"x": np.random.default_rng(0).standard_normal((2, 64, 256), dtype=np.float32)}
-    wanted = session_of(CpuPaddle, model, tmp_path).run(sample)
-    assert error(session_of(CpuMkldnn, model, tmp_path).run(sample), wanted) < 1e-4
-    assert error(session_of(CpuMkldnn, model, tmp_path, workarounds=False).run(sample), wanted) > 0.3
 
 
 def test_outputs_are_selected_and_belong_to_the_caller(models: Path, tmp_path: Path) -> None:
