@@ -102,6 +102,8 @@ class Partitioner:
             if number == len(groups) - 1:
                 # An output that is a constant of the model is nobody's work; somebody has to hand it out.
                 outputs += [v for v in dict.fromkeys(graph.outputs) if v in graph.initializers and v not in given]
+            if not outputs:  # nobody reads what it makes, and a model without outputs is none
+                outputs = [v for v in graph.nodes[nodes[-1]].outputs if v is not None][:1]
             owner = owners[group[0]]
             yield Piece(owner, tuple(nodes), tuple(inputs), tuple(outputs), tuple(sorted(copies)))
 

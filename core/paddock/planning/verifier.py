@@ -37,7 +37,8 @@ def verify_placement(graph: Graph, placement: Placement, constants: Collection[s
     _must(needed <= known, "somebody needs a value that no segment hands out")
     for segment in placement.segments:
         idle = set(segment.outputs) - needed
-        _must(not idle, f"segment {segment.index} hands out values that nobody needs")
+        # Nodes that nobody reads may stand in a segment of their own, which then hands out one value all the same.
+        _must(not idle or len(segment.outputs) == 1, f"segment {segment.index} hands out values that nobody needs")
 
 
 def _check_segment(graph: Graph, segment: Segment, known: set[int], constants: Collection[str], whole: bool) -> None:

@@ -1,0 +1,228 @@
+"""defects.json of cpu/reference: each entry is still true of the onnx installed, and no wider than it must be.
+
+A test that fails here because the numbers are right is good news: the entry's `versions` need an end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx.backend.test.loader import load_model_tests
+from onnx.reference import ReferenceEvaluator
+from paddock.config import HardwareConfig
+from paddock.defects import load
+from paddock.model import Model
+from paddock.onnx_format import OnnxFormat
+from paddock.spi import Context, NoOptions, ResolvedConfig
+from paddock_reference.adapter import ReferenceAdapter
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> Any:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def relu(x: Any) -> Any:
+    return np.maximum(x, 0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator with what is fed to it, and the standard's first output."""
+
+    op: str
+    feeds: Mapping[str, Any]
+    answer: Any
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ("y",)
+    opset: int = 19
+
+    def model(self) -> onnx.ModelProto:
+        node = helper.make_node(self.op, list(self.inputs or self.feeds), list(self.outputs), **self.attributes)
+        kinds = {name: helper.np_dtype_to_tensor_dtype(np.asarray(array).dtype) for name, array in self.feeds.items()}
+        answer = helper.np_dtype_to_tensor_dtype(np.asarray(self.answer).dtype)
+        graph = helper.make_graph(
+            [node],
+            "graph",
+            [helper.make_tensor_value_info(name, kinds[name], np.shape(self.feeds[name])) for name in self.feeds],
+            [helper.make_tensor_value_info(name, answer, None) for name in self.outputs],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=9)
+
+    def is_right(self) -> bool:
+        """Whether the evaluator itself, without Paddock, gives the answer."""
+        return is_right(self.model(), self.feeds, self.answer)
+
+
+def is_right(model: onnx.ModelProto, feeds: Mapping[str, Any], answer: Any) -> bool:
+    try:
+        got = ReferenceEvaluator(model).run(None, dict(feeds))[0]
+    except Exception:  # it raises whatever NumPy and Python raise
+        return False
+    return got.shape == answer.shape and np.allclose(got, answer, rtol=1e-5, atol=1e-6)
+
+
+def lstm(
+    f: Callable[[Any], Any] = sigmoid, clip: float = 0, forget: bool = False, outputs: int = 1, **attributes: Any
+) -> Case:
+    """Two steps of an LSTM for two sequences."""
+    x, w, r = normal(2, 2, 4), normal(1, 12, 4), normal(1, 12, 3)
+    state, cell, steps = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32), []
+    for step in x:
+        gates = step @ w[0].T + state @ r[0].T
+        gates = np.clip(gates, -clip, clip) if clip else gates
+        i, o, forgets, c = np.split(gates, 4, -1)
+        i, o = f(i), f(o)
+        forgets = 1 - i if forget else f(forgets)
+        cell = forgets * cell + i * np.tanh(c)
+        state = o * np.tanh(cell)
+        steps.append(state)
+    names = ("y", "last", "cell")[:outputs]
+    attributes = {"hidden_size": 3, **attributes, **({"clip": clip} if clip else {})}
+    return Case("LSTM", {"x": x, "w": w, "r": r}, np.stack(steps)[:, None], attributes, outputs=names, opset=14)
+
+
+def rnn(direction: str = "forward", lengths: tuple[int, ...] = ()) -> Case:
+    """Three steps for two sequences; where there are lengths, the rest is nothing."""
+    x, w, r = normal(3, 2, 4), normal(2, 5, 4), normal(2, 5, 5)
+    found = []
+    for which, back in enumerate({"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]):
+        state, steps = np.zeros((2, 5), np.float32), np.zeros((3, 2, 5), np.float32)
+        for at in (2, 1, 0) if back else (0, 1, 2):
+            state = np.tanh(x[at] @ w[which].T + state @ r[which].T)
+            steps[at] = state
+        found.append(steps)
+    answer = np.stack(found, 1)
+    for sequence, length in enumerate(lengths):
+        answer[length:, :, sequence] = 0
+    feeds = {"x": x, "w": w[: len(found)], "r": r[: len(found)]}
+    inputs = ("x", "w", "r")
+    if lengths:
+        feeds["lengths"], inputs = np.array(lengths, np.int32), (*inputs, "", "lengths")
+    return Case("RNN", feeds, answer, {"hidden_size": 5, "direction": direction}, inputs, opset=14)
+
+
+def product(scale: float) -> Case:
+    a, b = np.array([[100, 50]], np.int8), np.array([[100], [100]], np.int8)
+    answer = np.clip(np.rint(15000 * scale), -128, 127).astype(np.int8).reshape(1, 1)
+    feeds = {
+        "a": a, "as": np.float32(scale), "az": np.int8(0), "b": b, "bs": np.float32(1), "bz": np.int8(0),
+        "ys": np.float32(1), "yz": np.int8(0),
+    }  # fmt: skip
+    return Case("QLinearMatMul", feeds, answer, opset=10)
+
+
+def pool(op: str, kernel: int, stride: int, answer: list[float]) -> Case:
+    x = np.array([[[1, 3, 5, 7]]], np.float32)
+    attributes = {"kernel_shape": [kernel], "strides": [stride], "ceil_mode": 1}
+    return Case(op, {"x": x}, np.array([[answer]], np.float32), attributes)
+
+
+def corners(**sizes: Any) -> Case:
+    """Four elements to two, the corners of the four."""
+    feeds = {"x": np.array([[1, 2, 3, 4]], np.float32), **sizes}
+    inputs = ("x", "", "scales") if "scales" in sizes else ("x", "", "", "sizes")
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+    return Case("Resize", feeds, np.array([[1, 4]], np.float32), attributes, inputs)
+
+
+WRONG = {
+    "recurrent-direction": [rnn("reverse"), rnn("bidirectional")],
+    "recurrent-lengths": [rnn(lengths=(3, 1))],
+    "recurrent-settings": [
+        lstm(clip=0.1),
+        lstm(f=relu, activations=["Relu", "Tanh", "Tanh"]),
+        lstm(forget=True, input_forget=1),
+    ],
+    "lstm-cell": [lstm(outputs=3)],
+    "qlinearmatmul-wraps": [product(1.0)],
+    "pool-late-window": [pool("AveragePool", 1, 2, [1, 5]), pool("LpPool", 1, 2, [1, 5])],
+    "resize-fractional-corners": [corners(scales=np.array([1, 0.6], np.float32))],
+}
+RELATED = {
+    "rnn": rnn(),
+    "lstm": lstm(outputs=2),
+    "lstm with its own activations": lstm(activations=["Sigmoid", "Tanh", "Tanh"]),
+    "averagepool that rounds up": pool("AveragePool", 3, 2, [3, 6]),
+    "maxpool with a late window": pool("MaxPool", 1, 2, [1, 5]),
+    "resize to sizes": corners(sizes=np.array([1, 2])),
+}
+
+
+def adapter() -> ReferenceAdapter:
+    config = HardwareConfig.load({"hardware": "cpu", "backend": "reference"})
+    return ReferenceAdapter(ResolvedConfig(config, NoOptions(), threads=1), None)
+
+
+def defects_of(path: Path) -> dict[str, tuple[int, ...]]:
+    model = Model("onnx", {"model": path}, "test", OnnxFormat().read({"model": path}))
+    return {remedy.name: remedy.nodes for remedy in adapter().known_defects(model) if remedy.applied}
+
+
+def saved(case: Case, folder: Path) -> Path:
+    onnx.save(case.model(), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+NODE_TESTS = {"adam-several": "test_adam_multiple", "scan-before-9": "test_scan_sum"}
+"""Entries for which ONNX's own case is the smallest model."""
+
+
+def test_every_entry_is_tried() -> None:
+    assert {*WRONG, *NODE_TESTS} == {defect.name for defect in load("paddock_reference")}
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in WRONG.items() for case in cases])
+def test_what_is_listed_is_still_wrong_and_kept_off(name: str, case: Case, tmp_path: Path) -> None:
+    assert not case.is_right()
+    assert defects_of(saved(case, tmp_path)) == {name: (0,)}
+
+
+@pytest.mark.parametrize("name", NODE_TESTS)
+def test_the_standards_own_case_is_still_wrong_and_kept_off(name: str) -> None:
+    folder = next(Path(c.model_dir) for c in load_model_tests(kind="node") if c.name == NODE_TESTS[name])
+    model = onnx.load(folder / "model.onnx")
+    data = folder / "test_data_set_0"
+    tensors = {
+        path.stem: onnx.numpy_helper.to_array(TensorProto.FromString(path.read_bytes())) for path in data.glob("*.pb")
+    }
+    feeds = {value.name: tensors[f"input_{i}"] for i, value in enumerate(model.graph.input) if value.name}
+    assert not is_right(model, feeds, tensors["output_0"])
+    assert defects_of(folder / "model.onnx") == {name: (0,)}
+
+
+@pytest.mark.parametrize("name", RELATED)
+def test_related_forms_are_right_and_taken(name: str, tmp_path: Path) -> None:
+    assert RELATED[name].is_right()
+    assert defects_of(saved(RELATED[name], tmp_path)) == {}
+
+
+def test_a_function_that_runs_a_listed_operator_is_refused(tmp_path: Path) -> None:
+    """The graph shows the call alone, so that no pattern can look into it."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("me", 1)]
+    body = [helper.make_node("LpPool", ["a"], ["b"], kernel_shape=[2])]
+    function = helper.make_function("me", "F", ["a"], ["b"], body, opsets)
+    graph = helper.make_graph(
+        [helper.make_node("F", ["x"], ["y"], domain="me")],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 3])],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=[function]), path)
+    model = Model("onnx", {"model": path}, "test", OnnxFormat().read({"model": path}))
+    (verdict,) = adapter().select_operators(model, Context(tmp_path, tmp_path)).verdicts
+    assert not verdict.usable and "LpPool" in verdict.reason
