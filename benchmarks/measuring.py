@@ -60,8 +60,8 @@ def _native(adapter: str, deployment: Any) -> Callable[[Any], Any]:
     if adapter == "none/null":
         return NullSession("y").run
     threads = next(s.requested for s in deployment.plan.settings if s.name == "threads")
-    inner = NATIVE[adapter](deployment.artifact.files, threads)
-    (name,) = deployment.artifact.inputs
+    inner = NATIVE[adapter](deployment.artifacts[0].files, threads)
+    (name,) = deployment.artifacts[0].inputs
     return lambda feeds: inner({name: next(iter(feeds.values()))})
 
 

@@ -2,7 +2,7 @@
 
 A plugin keeps its entries in one file, `defects.json` inside its package, and hands what `remedies` finds for a model
 to `Adapter.known_defects`. Whatever cannot be told from the graph (an unknown dtype, an open extent) counts as the
-wrong form: a needless remedy costs some speed, a missing one costs the answer.
+wrong form, save that nobody is taken to feed nothing: a needless remedy costs some speed, a missing one the answer.
 """
 
 from __future__ import annotations
@@ -70,11 +70,12 @@ class Pattern:
 
     def matches(self, node: Node, graph: Graph) -> bool:
         """Whether this very node of `graph` (a model's, or a body's) has the wrong form; its own bodies apart."""
+        if self.operators and node.type not in self.operators:
+            return False
         given = node.attributes
         first = _value(node, "input 0", graph)
         return (
-            (not self.operators or node.type in self.operators)
-            and all(given.get(name) in wrong for name, wrong in self.attributes.items())
+            all(given.get(name) in wrong for name, wrong in self.attributes.items())
             and all(given.get(name) not in right for name, right in self.other_than.items())
             and all(_has_dtype(_value(node, place, graph), among) for place, among in self.dtypes.items())
             and all(_at(node, place) is not None for place in self.present)

@@ -34,10 +34,16 @@ def show_matrix(out: Console, results: Sequence[Result], known: Mapping[str, Kno
         totals.add_row(adapter, *map(str, cells))
     out.print(totals)
     for result in unexpected(results, known):
-        out.print(f"[red]wrong and not expected[/red]: {_named(result)}: {escape(result.reason)}", soft_wrap=True)
+        out.print(
+            f"[red]wrong and not expected[/red]: {_named(result)}: {escape(result.reason)}",
+            soft_wrap=True,
+            highlight=False,
+        )
     for result in stale(results, known):
         why = escape(known[result.case].reason)
-        out.print(f"[red]right, yet on the list[/red]: {_named(result)}: {why}; take it off", soft_wrap=True)
+        out.print(
+            f"[red]right, yet on the list[/red]: {_named(result)}: {why}; take it off", soft_wrap=True, highlight=False
+        )
 
 
 def as_json(results: Sequence[Result], settings: Settings, known: Mapping[str, Known] = KNOWN) -> dict[str, Any]:
@@ -75,12 +81,11 @@ def _show_reasons(out: Console, results: Sequence[Result], known: Mapping[str, K
         found = [r for r in results if r.outcome is outcome]
         if not found:
             continue
-        listed = _table(("case", "adapter", f"why it is {outcome.value}"))
         for result in found:
             entry = known.get(result.case)
             expected = f" [expected: {entry.reason}]" if entry and entry.concerns(result.adapter) else ""
-            listed.add_row(escape(result.case), result.adapter, escape(result.reason + expected))
-        out.print(listed)
+            mark = f"[{_COLORS[outcome]}]{outcome.value}[/]"
+            out.print(f"{mark} {_named(result)}: {escape(result.reason + expected)}", soft_wrap=True, highlight=False)
         out.print()
 
 

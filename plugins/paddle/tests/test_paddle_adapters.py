@@ -146,20 +146,6 @@ def test_onednn_says_which_kernel(models: Path, tmp_path: Path) -> None:
     assert by_op["pd_op.embedding"] == "plain CPU kernel (no oneDNN kernel)"
 
 
-def test_a_resize_is_refused_on_onednn_alone_and_rightly(models: Path, tmp_path: Path) -> None:
-    model = model_of(models, "resize")
-    context = Context(tmp_path, tmp_path)
-    (refused,) = [v for v in adapter_of(CpuMkldnn).select_operators(model, context).verdicts if not v.usable]
-    assert "oneDNN" in refused.reason and "3.3.1" in refused.source
-    assert all(v.usable for v in adapter_of(CpuPaddle).select_operators(model, context).verdicts)
-    sample = samples_of(model)[0]
-    assert session_of(CpuPaddle, model, tmp_path).run(sample)
-    session = session_of(CpuMkldnn, model, tmp_path)
-    with pytest.raises(RunFailed, match="ConvertPirAttribute2RuntimeAttribute") as caught:
-        session.run(sample)
-    assert "/paddle/paddle" not in caught.value.problem and "\n" not in caught.value.problem
-
-
 def test_what_the_predictor_cannot_exchange_is_refused(models: Path, tmp_path: Path) -> None:
     context = Context(tmp_path, tmp_path)
     through = adapter_of(CpuPaddle).select_operators(model_of(models, "through"), context).verdicts

@@ -109,7 +109,7 @@ def rnn(direction: str = "forward", lengths: tuple[int, ...] = ()) -> Case:
     for sequence, length in enumerate(lengths):
         answer[length:, :, sequence] = 0
     feeds = {"x": x, "w": w[: len(found)], "r": r[: len(found)]}
-    inputs = ("x", "w", "r")
+    inputs: tuple[str, ...] = ("x", "w", "r")
     if lengths:
         feeds["lengths"], inputs = np.array(lengths, np.int32), (*inputs, "", "lengths")
     return Case("RNN", feeds, answer, {"hidden_size": 5, "direction": direction}, inputs, opset=14)
