@@ -19,8 +19,9 @@ from paddock.child import Child
 from paddock.config import HardwareConfig
 from paddock.deployment import Deployment, deploy
 from paddock.errors import PaddockError
+from paddock.npz import read_npz
 from paddock.prepare import Progress
-from paddock.samples import Sample, read_npz, typical
+from paddock.samples import Sample, typical
 from paddock.verify import Report
 
 _CHUNK_SECONDS = 0.2

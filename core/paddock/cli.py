@@ -141,7 +141,7 @@ def run(
 ) -> None:
     """Deploys, verifies, runs once on the input and writes the outputs."""
     from paddock.deployment import deploy
-    from paddock.samples import read_npz, write_npz
+    from paddock.npz import read_npz, write_npz
 
     feeds = read_npz(input, "--input")
     if not output.parent.is_dir() or output.is_dir():

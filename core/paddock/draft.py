@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from paddock.config import HardwareConfig
 from paddock.host import building
 from paddock.model import Model
 from paddock.placing import Placed
-from paddock.plan import MemoryPlan, Plan, PrecisionPlan, Remedy, Setting
+from paddock.plan import MemoryPlan, Plan, PrecisionPlan, Setting
 from paddock.planning import memory
 from paddock.planning.shapes import describe_shape
 from paddock.registry import Resolved
@@ -56,7 +55,7 @@ def draft(
         settings=_settings(config, resolved),
         bounds=dict(origin.graph.bounds),
         choices=origin.graph.choices,
-        remedies=_remedies(parts),
+        remedies=placed.remedies,
         versions=versions,
         verify=verify,
         reference=reference,
@@ -83,17 +82,6 @@ def _predicted_part(part: Part, config: HardwareConfig) -> MemoryPlan:
     device = workshop.resolved.device
     shares = adapter.concurrency.shares_weights
     return memory.predict(part.target.graph, config, device.memory_kind, planner, shares)
-
-
-def _remedies(parts: Sequence[Part]) -> tuple[Remedy, ...]:
-    """Each defect once, with the nodes of all parts."""
-    found: dict[tuple[str, bool], Remedy] = {}
-    for part in parts:
-        for remedy in part.remedies:
-            key = (remedy.name, remedy.applied)
-            nodes = found[key].nodes if key in found else ()
-            found[key] = replace(remedy, nodes=tuple(sorted({*nodes, *remedy.nodes})))
-    return tuple(found.values())
 
 
 def _settings(config: HardwareConfig, resolved: Resolved) -> tuple[Setting, ...]:

@@ -1,7 +1,7 @@
 """Where sessions live and on which threads they run: in this process, or in a child.
 
 `run` goes straight through on the caller's thread wherever the adapter's declared concurrency allows, because a
-hand-over between threads costs more (45 microseconds measured) than a small model's whole run.
+hand-over between threads costs more (10 to 45 microseconds) than a small model's whole run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from paddock.child import DEFAULT_SECONDS, Child
 from paddock.errors import BuildFailed, PaddockError, RunFailed
+from paddock.own_thread import OwnThread
 from paddock.spi import Adapter, Arrays, Artifact, Context, Device, Observed, ResolvedConfig, Session, Threading
 
 Outputs = dict[str, "np.ndarray[Any, Any]"]
@@ -129,8 +130,8 @@ class InProcessHost(ServingHost):
         self._closing = threading.Lock()
         self._bound = threading_kind is Threading.BOUND
         self._sessions: list[Session] = []
-        self._owners: dict[int, ThreadPoolExecutor] = {}
-        self._owner_threads: list[ThreadPoolExecutor] = []
+        self._owners: dict[int, OwnThread] = {}
+        self._owner_threads: list[OwnThread] = []
         try:
             for _ in range(instances):
                 self._add(load)
@@ -191,7 +192,7 @@ class InProcessHost(ServingHost):
                 except Exception as error:
                     failed = failed or error  # the others are closed all the same
             for owner in self._owner_threads:
-                owner.shutdown(wait=True)
+                owner.shutdown()
         if failed is not None:
             raise RunFailed(f"{self._name} failed while closing: {first_line(failed)}") from failed
 
@@ -202,7 +203,8 @@ class InProcessHost(ServingHost):
             raise self._threads.is_closed()
         try:
             if self._bound:
-                return self._owners[id(session)].submit(session.run, feeds, outputs).result()
+                found: Outputs = self._owners[id(session)].call(session.run, feeds, outputs)
+                return found
             return session.run(feeds, outputs)
         except PaddockError:
             raise
@@ -217,15 +219,15 @@ class InProcessHost(ServingHost):
             fork = first.fork() if first is not None else None
             self._sessions.append(fork if fork is not None else load())
             return
-        owner = ThreadPoolExecutor(1, thread_name_prefix=f"paddock {self._name} bound")
+        owner = OwnThread(f"paddock {self._name} bound")
         self._owner_threads.append(owner)
-        session = owner.submit(load).result()
+        session = owner.call(load)
         self._sessions.append(session)
         self._owners[id(session)] = owner
 
     def _on_owner(self, session: Session, action: Callable[[], Any]) -> Any:
         owner = self._owners.get(id(session))
-        return owner.submit(action).result() if owner is not None else action()
+        return owner.call(action) if owner is not None else action()
 
 
 class ChildHost(ExecutionHost):
@@ -282,7 +284,7 @@ def building(what: str, action: Callable[[], Any]) -> Any:
         raise BuildFailed(f"{what} failed: {first_line(error)}") from error
 
 
-_SESSIONS: dict[str, tuple[Session, ThreadPoolExecutor | None]] = {}
+_SESSIONS: dict[str, tuple[Session, OwnThread | None]] = {}
 """In a child: the sessions that its parent holds handles to, each with its thread where it is bound to one.
 
 No handle is ever used again, in this process or in the one that takes its place after a crash.
@@ -293,12 +295,12 @@ def _load_here(
     adapter: type[Adapter], config: ResolvedConfig, device: Device | None, artifact: Artifact, work: Any, cache: Any
 ) -> str:
     bound = adapter.concurrency.threading is Threading.BOUND
-    thread = ThreadPoolExecutor(1, thread_name_prefix=f"paddock {adapter.name()} bound") if bound else None
+    thread = OwnThread(f"paddock {adapter.name()} bound") if bound else None
 
     def load() -> object:
         return adapter(config, device).load(artifact, Context(work, cache))
 
-    session = thread.submit(load).result() if thread is not None else load()
+    session = thread.call(load) if thread is not None else load()
     if not isinstance(session, Session):
         raise BuildFailed(f"load() returned a {type(session).__name__}, not a Session")
     handle = uuid.uuid4().hex
@@ -310,7 +312,7 @@ def _on_thread(handle: str | None, action: Callable[[Session], Any]) -> Any:
     if handle not in _SESSIONS:
         raise RunFailed("the session is closed, or ended with its process")
     session, thread = _SESSIONS[handle]
-    return thread.submit(action, session).result() if thread is not None else action(session)
+    return thread.call(action, session) if thread is not None else action(session)
 
 
 def _run_here(handle: str | None, feeds: Arrays, outputs: Sequence[str] | None) -> Outputs:

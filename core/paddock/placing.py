@@ -42,6 +42,8 @@ class Placed:
     placement: Placement
     parts: tuple[Part, ...]
     absent: Mapping[str, str]
+    remedies: tuple[Remedy, ...] = ()
+    """What the adapters asked know to be wrong with their SDKs, each defect once, with all its nodes."""
 
 
 def place_model(model: Model, chain: Sequence[Link], denied: Denials, registry: Registry, children: Children) -> Placed:
@@ -77,7 +79,7 @@ class _Placer:
             found = [part for part in parts if part is not None]
             if len(found) == len(parts):
                 verify_placement(self.model.graph, placement, self.constants)
-                return Placed(placement, tuple(found), self.absent)
+                return Placed(placement, tuple(found), self.absent, self._remedies(found))
         raise NotAvailable(
             f"the model could not be placed in {_ROUNDS} rounds",
             candidates=[f"{name}: {len(nodes)} nodes refused so far" for name, nodes in self.denied.items()],
@@ -189,6 +191,15 @@ class _Placer:
         return Part(
             segment, workshop, target, tuple(verdicts), _numbered(remedies, target, self.model), undecided, whole
         )
+
+    def _remedies(self, parts: Sequence[Part]) -> tuple[Remedy, ...]:
+        found: dict[tuple[str, bool], Remedy] = {}
+        for part in (*self.whole.values(), *parts):
+            for remedy in part.remedies:
+                key = (remedy.name, remedy.applied)
+                nodes = found[key].nodes if key in found else ()
+                found[key] = replace(remedy, nodes=tuple(sorted({*nodes, *remedy.nodes})))
+        return tuple(found.values())
 
     def _all(self, adapter: str) -> Segment:
         graph = self.model.graph

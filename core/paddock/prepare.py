@@ -229,10 +229,13 @@ class Prepared:
 
     def reference(self, samples: Samples) -> Reference:
         """The reference's answers to the samples, and to one more that shows whether outputs vary at all."""
-        children = self.job.children
-        asked = (*samples.inputs, *([samples.extra] if samples.extra is not None else []))
-        found = reference_outputs(self.registry, self.origin, asked, lambda label: children.get(f"{label} (reference)"))
-        return replace(found, judged=len(samples.inputs))
+        answers = partial(reference_outputs, self.registry, self.origin, children=self.job.children)
+        if samples.extra is not None:
+            try:
+                return replace(answers(samples=(*samples.inputs, samples.extra)), judged=len(samples.inputs))
+            except NotAvailable:
+                pass  # shuffled values may be none that the model takes, such as a shape; the samples themselves decide
+        return replace(answers(samples=samples.inputs), judged=len(samples.inputs))
 
     def to_target(self, feeds: Arrays) -> Arrays:
         """Feeds under the names that the sessions know; conversions keep the order, not always the names."""

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paddock.child import Child
+from paddock.child import Child, Children
 from paddock.compile import compile_in
 from paddock.config import HardwareConfig
 from paddock.errors import ChildFailed, ConfigError, NotAvailable, PaddockError
 from paddock.host import ChildHost, Outputs
 from paddock.model import Model
-from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment
+from paddock.npz import read_npz, write_npz
+from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment, Verdict
 from paddock.registry import Registered, Registry
-from paddock.samples import Sample, checked, digest_samples, read_npz, write_npz
+from paddock.samples import Sample, checked, digest_samples
 from paddock.spi import Context, SegmentPlan
+from paddock.workshop import Workshop, defects, select
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,12 @@ _FORGIVEN_AFTER = 24 * 3600
 """Seconds for which a reference that was too slow is not tried again: the host may just have been busy."""
 
 
-def reference_outputs(
-    registry: Registry, model: Model, samples: Sequence[Sample], child: Callable[[str], Child]
-) -> Reference:
+def reference_outputs(registry: Registry, model: Model, samples: Sequence[Sample], children: Children) -> Reference:
     """The answers of the best reference that is here, each rank within its time; kept in the registry's store.
 
     Args:
         model: The model as the user gave it (never a conversion), with the config's shapes applied.
-        child: Gives the child process in which a distribution's sessions run.
+        children: Where its sessions run, beside those of the deployment.
 
     Raises `NotAvailable` where there is no reference, else the last one's own error.
     """
@@ -53,7 +53,7 @@ def reference_outputs(
     for registered in registry.references(model.format):
         name = registered.adapter.name()
         try:
-            return Reference(name, tuple(samples), _answers(registry, registered, model, samples, child))
+            return Reference(name, tuple(samples), _answers(registry, registered, model, samples, children))
         except ChildFailed as error:
             failures.append((name, error))  # too slow, or it crashed: the next rank may do
         except PaddockError as error:
@@ -124,7 +124,7 @@ def _answers(
     registered: Registered,
     model: Model,
     samples: Sequence[Sample],
-    child: Callable[[str], Child],
+    children: Children,
 ) -> tuple[Outputs, ...]:
     adapter = registered.adapter
     role = adapter.references[model.format]
@@ -136,12 +136,12 @@ def _answers(
         raise ChildFailed(f"took longer than {role.seconds:g} s for a sample when it was tried", where=adapter.name())
 
     def build(folder: Path) -> None:
-        computed = _compute(registry, registered, model, samples, child)
+        computed = _compute(registry, registered, model, samples, children)
         for number, outputs in enumerate(computed):
             write_npz(folder / f"{number}.npz", outputs, "the cache")
 
-    if any(array.dtype == object for sample in samples for array in sample.values()) or _holds_objects(model):
-        return _compute(registry, registered, model, samples, child)  # strings and sequences are not stored
+    if any(_is_object(value) for sample in samples for value in sample.values()) or _holds_objects(model):
+        return _compute(registry, registered, model, samples, children)  # strings and sequences are not stored
     try:
         folder = registry.store.folder("references", key, build)
     except ChildFailed as error:
@@ -158,7 +158,7 @@ def _compute(
     registered: Registered,
     model: Model,
     samples: Sequence[Sample],
-    child: Callable[[str], Child],
+    children: Children,
 ) -> tuple[Outputs, ...]:
     role = registered.adapter.references[model.format]
     hardware, _, backend = registered.adapter.name().partition("/")
@@ -169,7 +169,8 @@ def _compute(
     plan = SegmentPlan(whole, PrecisionPlan(Precision.FP32), MemoryPlan(0, 0, 0))
     with tempfile.TemporaryDirectory(prefix="paddock-reference-") as work:
         context = Context(Path(work), Path(work))
-        worker = child(registered.distribution)
+        worker = children.get(f"{registered.distribution} (reference)")
+        _check_takes(Workshop(registry, children, resolved, context), model, worker)
         artifact = compile_in(worker, resolved, model, plan, context)
         host = ChildHost(
             worker, registered.adapter, resolved.config, resolved.device, artifact, context, role.seconds + 60
@@ -178,6 +179,23 @@ def _compute(
         answers = tuple(host.run(sample) for sample in samples)
         host.close()
     return answers
+
+
+def _check_takes(workshop: Workshop, model: Model, worker: Child) -> None:
+    """Raises `NotAvailable` where the adapter itself says that it does not take the model: no reference then."""
+    verdicts = dict(enumerate(select(workshop, model, worker).verdicts))
+    for remedy in defects(workshop, model):
+        if remedy.applied:
+            reason = Verdict.no(remedy.summary, f"known defect {remedy.name}")
+            verdicts.update(dict.fromkeys(verdicts if remedy.refuses else remedy.nodes, reason))
+    for index, verdict in verdicts.items():
+        if not verdict.usable:
+            label = model.graph.nodes[index].label
+            raise NotAvailable(f"it does not take {label}: {verdict.reason} [{verdict.source}]")
+
+
+def _is_object(value: Any) -> bool:
+    return not isinstance(value, np.ndarray) or value.dtype == object
 
 
 def _holds_objects(model: Model) -> bool:

@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 
 from paddock.errors import ConfigError, MemoryRefused, UsageError, did_you_mean
 from paddock.graph import Choice, Dim, Graph, Range, Value
+from paddock.npz import read_npz
 from paddock.planning.shapes import admits
 
 Sample = Mapping[str, "np.ndarray[Any, Any]"]
@@ -22,35 +22,6 @@ _UNBOUNDED_OTHER = (16, 9)
 _UNBOUNDED_IMAGE = (64, 96)
 _UNKNOWN_ROWS = 2
 _WORDS = ("a", "paddock", "0", "")
-
-
-def read_npz(path: Path, where: str) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of one .npz (never pickled objects); raises `UsageError` naming the file."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror or error}", where=f"{where}: {path}") from None
-    except Exception as error:  # A damaged archive raises a dozen kinds, from zlib's own to MemoryError.
-        raise UsageError(f"is not an .npz of plain arrays: {error}", where=f"{where}: {path}") from None
-
-
-def write_npz(path: Path, arrays: Mapping[str, Any], where: str) -> None:
-    """Writes what `read_npz` reads; object arrays are written as strings. Raises `UsageError` naming the file.
-
-    NumPy's own savez takes the names as keywords, so that it cannot write an array called "file".
-    """
-    try:
-        with ZipFile(path, "w") as archive:
-            for name, array in arrays.items():
-                if not isinstance(array, np.ndarray):
-                    problem = f"{name!r} is a {type(array).__name__}, not a tensor: an .npz cannot hold it"
-                    raise UsageError(problem, where=f"{where}: {path}")
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    plain = array.astype(str) if array.dtype == object else array
-                    np.lib.format.write_array(member, plain, allow_pickle=False)  # type: ignore[no-untyped-call]
-    except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror or error}", where=f"{where}: {path}") from None
 
 
 def load_samples(path: Path, graph: Graph, where: str = "$.accuracy.samples") -> list[Sample]:
@@ -208,15 +179,37 @@ def typical(graph: Graph, gathers: Mapping[str, tuple[int, int]], transparent: f
 
 
 def digest_samples(samples: Sequence[Sample]) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes."""
+    """SHA-256 (hex) over names, dtypes, shapes and bytes; sequences item by item."""
     total = hashlib.sha256()
     for sample in samples:
         for name in sorted(sample):
-            array = sample[name]
-            total.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
-            content = array.tobytes() if array.dtype != object else repr(array.tolist()).encode()
-            total.update(content)
+            total.update(f"\0{name}\0".encode())
+            for content in _contents(sample[name]):
+                total.update(content)
     return total.hexdigest()
+
+
+def _contents(value: Any) -> Iterator[bytes]:
+    if isinstance(value, np.ndarray):
+        yield f"{value.dtype}\0{value.shape}\0".encode()
+        yield value.tobytes() if value.dtype != object else repr(value.tolist()).encode()
+    elif isinstance(value, (list, tuple)):
+        yield f"{len(value)} items\0".encode()
+        for item in value:
+            yield from _contents(item)
+    else:
+        yield repr(value).encode()
+
+
+def describe_sample(sample: Sample) -> str:
+    """`x [2, 3], s 4 items`: each input's name and shape."""
+    return ", ".join(f"{name} {_extent(value)}" for name, value in sample.items())
+
+
+def _extent(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return str(list(value.shape))
+    return f"{len(value)} items" if isinstance(value, (list, tuple)) else "left out"
 
 
 def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:

@@ -19,7 +19,7 @@ from paddock.errors import AccuracyRefused, ConfigError
 from paddock.host import Outputs
 from paddock.metrics import agreement_with, relative_error, same_objects, varies
 from paddock.references import Reference
-from paddock.samples import Sample
+from paddock.samples import Sample, describe_sample
 
 
 class Outcome(StrEnum):
@@ -123,10 +123,7 @@ def compare(reference: Reference, answers: Sequence[Outputs], config: HardwareCo
     if agreement is not None:
         _check_agreement(agreement, reference.outputs[0], reference.samples[0])
     checks = tuple(_check_output(name, reference, answers, agreement) for name in names)
-    shapes = tuple(
-        ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items())
-        for sample in reference.samples[: len(answers)]
-    )
+    shapes = tuple(describe_sample(sample) for sample in reference.samples[: len(answers)])
     report = Report(
         Outcome.PASSED, describe_budget(config), reference.adapter, max((c.error for c in checks), default=0.0),
         checks, shapes, source,

@@ -88,7 +88,7 @@ def _verdicts() -> TypeAdapter[tuple[Verdict, ...]]:
     return TypeAdapter(tuple[Verdict, ...])
 
 
-def select(workshop: Workshop, model: Model) -> Selection:
+def select(workshop: Workshop, model: Model, child: Child | None = None) -> Selection:
     """The adapter's verdicts for every node, asked in a child and kept by model, shapes, versions and options."""
     resolved = workshop.resolved
     key = [
@@ -98,7 +98,7 @@ def select(workshop: Workshop, model: Model) -> Selection:
     ]  # fmt: skip
 
     def ask() -> object:
-        found = workshop.child.call(
+        found = (child or workshop.child).call(
             _select_here, resolved, model, workshop.context.work, workshop.context.cache, seconds=SECONDS
         )
         return _verdicts().dump_python(tuple(found.verdicts), mode="json")

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from paddock import errors, terminal
 from paddock.config import json_schema
 from paddock.errors import PaddockError
-from paddock.samples import read_npz, write_npz
+from paddock.npz import read_npz, write_npz
 
 
 def arr(data: Any, dtype: str) -> np.ndarray[Any, Any]:

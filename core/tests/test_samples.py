@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from paddock.config import HardwareConfig
 from paddock.errors import ConfigError, MemoryRefused, PaddockError, UsageError
 from paddock.graph import Graph, Node, Shape, Value
+from paddock.npz import read_npz, write_npz
 from paddock.planning.shapes import apply_shapes
-from paddock.samples import Border, Sample, digest_samples, generate, load_samples, read_npz, typical, write_npz
+from paddock.samples import Border, Sample, digest_samples, generate, load_samples, typical
 
 
 def arr(data: Any, dtype: str) -> np.ndarray[Any, Any]:

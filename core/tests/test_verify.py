@@ -22,9 +22,9 @@ from paddock.errors import AccuracyRefused, ConfigError, MemoryRefused, NotAvail
 from paddock.graph import Graph, Value
 from paddock.metrics import relative_error
 from paddock.model import Model
+from paddock.npz import read_npz, write_npz
 from paddock.references import Reference, read_golden, write_golden
 from paddock.registry import Registry
-from paddock.samples import read_npz, write_npz
 from paddock.verify import (
     Outcome,
     OutputCheck,

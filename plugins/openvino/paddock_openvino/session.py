@@ -57,13 +57,16 @@ class OpenVinoSession(Session):
         if request is None:
             raise RunFailed("the session is closed")
         bound = self._bound
+        kept = []  # OpenVINO's tensor does not hold the memory that it was given
         for name, index in self._inputs.items():
             feed = bound[name] if name in bound else feeds[name]
             if name in self._narrowed:
                 _refuse_wide(name, feed)
             if name not in bound:
-                # OpenVINO takes no read-only memory, although it does not write to it.
-                request.set_input_tensor(index, self._tensor(feed if feed.flags.writeable else feed.copy(), True))
+                if not feed.flags.writeable:  # such memory OpenVINO does not take, although it would not write to it
+                    feed = feed.copy()
+                    kept.append(feed)
+                request.set_input_tensor(index, self._tensor(feed, True))
         names = self._outputs if outputs is None else outputs
         if not bound:
             found = list(request.infer(share_outputs=False).values())

@@ -46,7 +46,7 @@ class PaddleAdapter(Adapter):
     A device adds `configure` (what it sets on a paddle.inference.Config) and, where its kernels are not the CPU's own,
     `selector` and `probe_device`.
 
-    Each session has a thread of its own. That costs a hand-over (some 45 microseconds) for each run, and memory for
+    Each session has a thread of its own. That costs a hand-over (10 to 20 microseconds) for each run, and memory for
     each thread, but Paddle keeps state by thread that one predictor changes under another.
     """
 
