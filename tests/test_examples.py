@@ -71,7 +71,8 @@ def test_right_or_refused(
         return
     with deployment:
         assert deployment.report.outcome == "passed"
-        assert deployment.plan.placement.placed == len(deployment.plan.placement.nodes)
+        placement = deployment.plan.placement
+        assert placement.on(config.adapter) == len(placement.nodes)
         for feeds in unseen_feeds(name, 1):
             wanted = references[name].run(feeds)
             found = deployment.run(feeds)

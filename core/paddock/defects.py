@@ -49,8 +49,8 @@ class Pattern:
 
     `operators` are node types (`Node.type`). `attributes` maps a name to its wrong values, `other_than` to its right
     ones: any other is wrong; null stands for an attribute left out. `dtypes` maps a place to dtypes of which its value
-    has one. What stands at the `present` places is given, at the `absent` ones left out, at the `computed` ones
-    neither an initializer nor a Constant. `inputs` is the number of inputs, `rank` that of the first one, `opset` the
+    has one. What stands at the `present` places is given, at the `absent` ones left out, at the `fed` ones an
+    input of the graph. `inputs` is the number of inputs, `rank` that of the first one, `opset` the
     version of the operator's domain. `form` is what no single value tells; see `FORMS`.
     """
 
@@ -62,7 +62,7 @@ class Pattern:
     dtypes: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
     present: tuple[Place, ...] = ()
     absent: tuple[Place, ...] = ()
-    computed: tuple[Place, ...] = ()
+    fed: tuple[Place, ...] = ()
     inputs: Specifiers = _ANY
     rank: Specifiers = _ANY
     opset: Specifiers = _ANY
@@ -80,7 +80,7 @@ class Pattern:
             and all(_has_dtype(_value(node, place, graph), among) for place, among in self.dtypes.items())
             and all(_at(node, place) is not None for place in self.present)
             and all(_at(node, place) is None for place in self.absent)
-            and all(_is_computed(_at(node, place), graph) for place in self.computed)
+            and all(_at(node, place) in graph.inputs for place in self.fed)
             and str(len(node.inputs)) in self.inputs
             and (first is None or first.shape is None or str(len(first.shape)) in self.rank)
             and (node.domain not in graph.opsets or str(graph.opsets[node.domain]) in self.opset)
@@ -220,12 +220,6 @@ def _value(node: Node, place: str, graph: Graph) -> Value | None:
 
 def _has_dtype(value: Value | None, among: tuple[str, ...]) -> bool:
     return value is not None and value.dtype in (None, *among)
-
-
-def _is_computed(index: int | None, graph: Graph) -> bool:
-    if index is None or index in graph.initializers:
-        return False
-    return not any(index in node.outputs for node in graph.nodes if node.op == "Constant")
 
 
 def _may_be_empty(node: Node, graph: Graph) -> bool:

@@ -150,10 +150,10 @@ def narrow(kind: int, **attributes: int) -> Case:
     return Case("Cast", {"x": np.array([0.5, 1e6], np.float32)}, {"to": kind, **attributes}, then=back)
 
 
-def tile(rank: int, computed: bool) -> Case:
+def tile(rank: int, fed: bool) -> Case:
     x, repeats = normal(*range(2, 2 + rank)), np.array([2] * rank)
     answer = np.tile(x, [2] * rank)
-    if computed:
+    if fed:
         return Case("Tile", {"x": x, "n": repeats}, answer=answer)
     return Case("Tile", {"x": x}, constants={"n": repeats}, answer=answer)
 
@@ -199,7 +199,7 @@ WRONG = {
     "resize-antialias": [resize(mode=mode, antialias=1) for mode in ("linear", "cubic")],
     "resize-exclude-outside": [resize(mode="cubic", exclude_outside=1)],
     "roialign-max": [align("max")],
-    "tile-computed-repeats": [tile(4, True), tile(5, True)],
+    "tile-fed-repeats": [tile(4, True), tile(5, True)],
 }
 RELATED = {
     "averagepool that does not count pads": pool("AveragePool", 2, 2),
