@@ -24,6 +24,7 @@ from examples.export import EXPORTS
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("deepseek", "resnet")
 NO_WORKAROUNDS = "cpu-mkldnn-no-workarounds"
+REPAIRED = "cpu-mkldnn-repaired"
 ABSENT_HARDWARE = ("gpu-", "npu-")
 BF16_FLAG = "avx512f"
 
@@ -34,7 +35,8 @@ unavailable  the hardware, the plugin or the precision is not on this host: depl
 
 Expected: every fp32 config on the CPU is verified. cpu-mkldnn-no-workarounds switches off Paddock's mend of a defect of
 Paddle 3.3 with oneDNN, which corrupts rotary embeddings without a word: the decoder must be refused; ResNet-50 has no
-such embedding and is verified. bf16 is unavailable on a CPU without AVX-512; on one with it, verified or refused by its
+such embedding and is verified. cpu-mkldnn-repaired adds "repair": true and a fallback: the few nodes to blame are
+searched for and moved to plain Paddle, and all the others stay on oneDNN (column nodes). bf16 is unavailable on a CPU without AVX-512; on one with it, verified or refused by its
 own error (a routed decoder may flip experts). gpu-tensorrt and npu-ascend wait for their plugins and their hardware."""
 
 
@@ -61,7 +63,8 @@ def verdict(entry: Entry) -> str:
 def configs() -> Mapping[str, str]:
     """The ready configs by name, and the demo's own."""
     ready = [path for path in sorted((ROOT / "adapters_json").glob("*.json")) if "schema" not in path.name]
-    return {path.stem: str(path) for path in (*ready, Path(__file__).with_name(f"{NO_WORKAROUNDS}.json"))}
+    own = [Path(__file__).with_name(f"{name}.json") for name in (NO_WORKAROUNDS, REPAIRED)]
+    return {path.stem: str(path) for path in (*ready, *own)}
 
 
 def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
