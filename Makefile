@@ -9,7 +9,7 @@ NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
 DOWNLOAD := 380 MB
 DISK     := 1.6 GB
 
-.PHONY: demo test lint bench nodes schema clean
+.PHONY: demo test lint bench nodes light schema clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -30,6 +30,10 @@ bench: $(READY)
 # ONNX's own backend node tests on every CPU adapter that is fed ONNX: what runs natively, helped, not, or wrong.
 nodes: $(READY)
 	$(BIN)/python -m paddock.testing $(NODE_ADAPTERS:%=--adapter %) --chain cpu/onnxruntime,cpu/reference
+
+# The nine real networks that ship with onnx, with random weights, on the same adapters.
+light: $(READY)
+	$(BIN)/python -m paddock.testing.light $(NODE_ADAPTERS:%=--adapter %) --chain cpu/onnxruntime,cpu/reference
 
 schema: $(READY)
 	$(BIN)/paddock schema > adapters_json/hardware_config.schema.json

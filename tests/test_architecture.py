@@ -27,7 +27,7 @@ ORDER = [
     "draft", "prepare", "repair", "deployment",
     "bench", "bisect", "compare",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
-    "testing.__main__", "show", "terminal", "cli",
+    "testing.__main__", "testing.light", "show", "terminal", "cli",
 ]  # fmt: skip
 SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {

@@ -7,11 +7,11 @@ does this process load it. A crash or a hang of an SDK is thereby an error with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from paddock.child import Child
-from paddock.errors import BuildFailed, Unsupported
+from paddock.errors import BuildFailed, PaddockError, Unsupported
 from paddock.host import ChildHost, ExecutionHost, building
 from paddock.machine import host_facts
 from paddock.model import Model
@@ -60,18 +60,29 @@ def tried(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[list[Artifact], l
     """
     artifacts: list[Artifact] = []
     hosts: list[ExecutionHost] = []
-    for part in parts:
-        resolved, child, context = part.workshop.resolved, part.workshop.child, part.context
-        with blamed(part):
-            artifact = compile_in(child, resolved, part.target, local_plan(part, plan), context)
-            adapter = resolved.registered.adapter
-            hosts.append(ChildHost(child, adapter, resolved.config, resolved.device, artifact, context, SECONDS))
-        artifacts.append(artifact)
     try:
+        for part in parts:
+            resolved, child, context = part.workshop.resolved, part.workshop.child, part.context
+            with blamed(part):
+                artifact = compile_in(child, resolved, part.target, local_plan(part, plan), context)
+                adapter = resolved.registered.adapter
+                hosts.append(ChildHost(child, adapter, resolved.config, resolved.device, artifact, context, SECONDS))
+            artifacts.append(artifact)
         yield artifacts, hosts
-    finally:
-        for host in hosts:
-            host.close()
+    except BaseException:
+        for host in hosts:  # the children live on, and what goes wrong while closing is not what went wrong
+            with suppress(PaddockError):
+                host.close()
+        raise
+    failed: PaddockError | None = None
+    for part, host in zip(parts, hosts, strict=True):
+        try:
+            with blamed(part):
+                host.close()
+        except PaddockError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 def is_tried(plan: Plan, part: Part) -> bool:

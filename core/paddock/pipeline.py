@@ -119,15 +119,20 @@ class _Run:
 
     def __call__(self, values: Mapping[int, Array]) -> dict[int, Array]:
         feeds = {name: values[v] for v, name in self.stage.inputs if name not in self.bound_inputs}
+        adapter, label = self.stage.adapter, self.stage.label
         try:
-            answer = self.run(feeds)
-            buffered = self.buffered or {}
+            answer: object = self.run(feeds)
+        except PaddockError as error:
+            if label not in error.problem:  # a host in this process names it by itself
+                error.problem = f"{error.problem}; in {label} on {adapter}"
+            raise
+        if not isinstance(answer, dict):
+            raise RunFailed(f"{adapter} returned a {type(answer).__name__}, not a dict of arrays, in {label}")
+        buffered = self.buffered or {}
+        try:
             return {v: buffered[v] if v in buffered else answer[name] for v, name in self.stage.outputs}
         except KeyError as missing:
-            raise RunFailed(f"{self.stage.adapter} left out the output {missing} of {self.stage.label}") from None
-        except PaddockError as error:
-            error.problem = f"{error.problem}; in {self.stage.label} on {self.stage.adapter}"
-            raise
+            raise RunFailed(f"{adapter} left out the output {missing} of {label}") from None
 
 
 class _Runner:
@@ -173,18 +178,10 @@ class Pipeline(ServingHost):
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
         self._threads.check()
-        lane = self._free.get()
-        if lane is None:
-            self._free.put(None)
-            raise self._threads.is_closed()
-        try:
-            found = self._flow.run(feeds, lane, self._beside)
-        finally:
-            self._free.put(lane)
-        return found if outputs is None else {name: found[name] for name in outputs}
+        return self._run(feeds, outputs)
 
     def submit(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Future[Outputs]:
-        return self._threads.submit(self.run, feeds, outputs)
+        return self._threads.submit(self._run, feeds, outputs)
 
     def run_on(self, instance: int, feeds: Arrays) -> Outputs:
         return self._flow.run(feeds, self._lanes[instance], self._beside)
@@ -198,8 +195,11 @@ class Pipeline(ServingHost):
         asked = [found for stage, found in zip(self._flow.stages, every, strict=True) if stage.adapter == self._name]
         settings: dict[str, Any] = {}
         for name in dict.fromkeys(name for found in asked for name in found.settings):
-            values = list(dict.fromkeys(found.settings[name] for found in asked if name in found.settings))
-            if name == "precision":
+            values: list[Any] = []
+            for value in (found.settings[name] for found in asked if name in found.settings):
+                if value not in values:  # not a set: what an option holds need not be hashable
+                    values.append(value)
+            if name == "precision" and all(value in _LOWEST_FIRST for value in values):
                 values = sorted(values, key=_LOWEST_FIRST.index)[:1]
             settings[name] = values[0] if len(values) == 1 else " and ".join(map(str, values))
         nodes, peaks = [found.nodes for found in every], [found.peak_bytes for found in every]
@@ -228,6 +228,17 @@ class Pipeline(ServingHost):
                     failed = failed or error
         if failed is not None:
             raise failed
+
+    def _run(self, feeds: Arrays, outputs: Sequence[str] | None) -> Outputs:
+        lane = self._free.get()
+        if lane is None:
+            self._free.put(None)
+            raise self._threads.is_closed()
+        try:
+            found = self._flow.run(feeds, lane, self._beside)
+        finally:
+            self._free.put(lane)
+        return found if outputs is None else {name: found[name] for name in outputs}
 
     def _lane(self, instance: int) -> list[_Run]:
         """A lane's stages, with the borders of fixed shape bound to buffers by those sessions that can."""

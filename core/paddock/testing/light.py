@@ -8,6 +8,8 @@ network does not pass on an adapter, with 2 where it cannot begin.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import os
 import sys
 import tempfile
@@ -25,8 +27,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from paddock.child import Child, Children
+from paddock.config import HardwareConfig
 from paddock.deployment import deploy
-from paddock.errors import PaddockError, UsageError, did_you_mean
+from paddock.errors import NotAvailable, PaddockError, UsageError, did_you_mean
 from paddock.registry import Registry
 from paddock.testing.nodes import Settings, check_adapters
 from paddock.verify import Outcome
@@ -34,9 +37,15 @@ from paddock.verify import Outcome
 SECONDS = 1200.0
 """How long one network on one adapter may take before its worker is ended: the reference evaluator is slow."""
 
+_WIDTH = 120
 _PREFIX = "light_"
-_RESIDUAL = 0.5
-"""The scale of a normalisation before a sum: with 1, each of a network's residual sums would double the variance."""
+_BESIDE, _TOGETHER = 0.25, 0.7
+"""The scale of a normalisation whose result is added to what went around it, and of two that are added: a network has
+up to 16 such sums one after another, and with 1 each of them would double or treble the variance."""
+_SHAPING = frozenset(
+    {"AveragePool", "Concat", "Dropout", "GlobalAveragePool", "LRN", "MaxPool", "Reshape", "Transpose"}
+)
+"""Operators behind which rectified values are still that."""
 
 Weight = np.ndarray[Any, Any]
 
@@ -77,15 +86,17 @@ def networks(only: str = "*") -> Mapping[str, Path]:
     names = {path.stem.removeprefix(_PREFIX): path for path in files}
     chosen = {name: path for name, path in names.items() if fnmatchcase(name, only)}
     if not chosen:
-        raise UsageError(f"no light network is called {only!r}", candidates=list(names), remedy=did_you_mean(only, names))
+        raise UsageError(
+            f"no light network is called {only!r}", candidates=list(names), remedy=did_you_mean(only, list(names))
+        )
     return chosen
 
 
 def with_weights(source: Path, target: Path, seed: int = 0) -> Path:
     """Writes the network at `source` to `target` with a random float32 initializer for each `ConstantOfShape`.
 
-    Convolutions and matrices get He's scale, and a convolution before a normalisation the one that this expects;
-    variances are positive. What is an initializer already stays as it is. The same seed gives the same file.
+    Convolutions and matrices get He's scale, times what a normalisation after them divides by; variances are positive.
+    What is an initializer already stays as it is. The same seed gives the same file.
 
     Raises `UsageError` where a weight is used in a way that none of the nine networks uses one.
     """
@@ -117,6 +128,7 @@ class _Weights:
         self.seed = seed
         self.nodes = graph.node
         self.stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.makers = {name: node for node in graph.node for name in node.output}
         self.readers: dict[str, list[tuple[Any, int]]] = {}
         for node in graph.node:
             for position, name in enumerate(node.input):
@@ -148,16 +160,17 @@ class _Weights:
     def _draw(
         self, rng: np.random.Generator, shape: Sequence[int], node: Any, position: int, read_as: Sequence[int]
     ) -> Weight:
+        std: Weight
         match node.op_type, position:
             case "Conv", 1:
-                he = np.sqrt(2 / np.prod(read_as[1:])) * self._expected(node)
-                return rng.standard_normal(shape, np.float32) * he.astype(np.float32)
+                std = self._expected(node) * np.sqrt(self._gain(node) / np.prod(read_as[1:]))
+                return rng.standard_normal(shape, np.float32) * std.astype(np.float32)
             case "Gemm", 1:
                 transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-                he = np.sqrt(2 / read_as[1 if transposed else 0])
-                return rng.standard_normal(shape, np.float32) * np.float32(he)
+                std = np.sqrt([self._gain(node) / read_as[1 if transposed else 0]])
+                return rng.standard_normal(shape, np.float32) * std.astype(np.float32)
             case ("BatchNormalization", 1) | ("Mul", 1):
-                scale = _RESIDUAL if any(n.op_type == "Sum" for n, _ in self.readers[node.output[0]]) else 1.0
+                scale = self._share(node)
                 return rng.uniform(0.8 * scale, 1.2 * scale, shape).astype(np.float32)
             case "BatchNormalization", 4:
                 return rng.uniform(0.5, 1.5, shape).astype(np.float32)
@@ -165,13 +178,28 @@ class _Weights:
                 return rng.normal(0, 0.1, shape).astype(np.float32)
         raise UsageError(f"a weight is input {position} of a {node.op_type}: no scale is known for that")
 
+    def _share(self, node: Any) -> float:
+        """The scale of a normalisation, by what its result is added to."""
+        for reader, _ in self.readers[node.output[0]]:
+            if reader.op_type == "Sum":
+                makers = [self.makers[name].op_type for name in reader.input]
+                return _TOGETHER if set(makers) == {node.op_type} else _BESIDE
+        return 1.0
+
+    def _gain(self, node: Any) -> float:
+        """2 for what reads rectified values, of whose second moment a half is left; else 1."""
+        maker = self.makers.get(node.input[0])
+        while maker is not None and maker.op_type in _SHAPING:
+            maker = self.makers.get(maker.input[0])
+        return 2.0 if maker is not None and maker.op_type == "Relu" else 1.0
+
     def _expected(self, node: Any) -> Weight:
         """By output channel, the standard deviation that the normalisation after a convolution divides by; else 1."""
         for reader, position in self.readers.get(node.output[0], ()):
             if reader.op_type == "BatchNormalization" and position == 0:
                 name = reader.input[4]
-                variances = self.drawn[name] if name in self.drawn else self.stored[name]
-                return np.sqrt(variances / 2).reshape(-1, 1, 1, 1)
+                found: Weight = np.sqrt(self.drawn[name] if name in self.drawn else self.stored[name])
+                return found.reshape(-1, 1, 1, 1)
         return np.ones(1)
 
 
@@ -273,6 +301,17 @@ def show(out: Console, rows: Sequence[Row]) -> None:
             out.print(f"[red]{row.network} on {row.adapter}[/]: {escape(row.reason)}", soft_wrap=True, highlight=False)
 
 
+def available(registry: Registry) -> list[str]:
+    """Every adapter that takes ONNX models and has a device here."""
+    found = []
+    for entries in registry.adapters.values():
+        for adapter in (entry.adapter for entry in entries if "onnx" in entry.adapter.formats):
+            config = HardwareConfig.load({"hardware": adapter.hardware, "backend": adapter.backend})
+            with contextlib.suppress(NotAvailable):
+                found.append(registry.consider(adapter.name(), config).name)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the networks and prints the table; returns the exit status."""
     asked = _parser().parse_args(arguments)
@@ -280,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen = networks(asked.only)
         registry = Registry.discover()
-        adapters = check_adapters(registry, asked.adapter or _all(registry))
+        adapters = check_adapters(registry, asked.adapter or available(registry))
         chain = check_adapters(registry, [name for name in asked.chain.split(",") if name])
 
         def told(row: Row) -> None:
@@ -290,23 +329,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PaddockError, OSError) as error:
         notes.print(str(error), style="red", markup=False, soft_wrap=True)
         return 2
-    show(Console(), rows)
+    show(Console(width=None if sys.stdout.isatty() else _WIDTH), rows)
     return 0 if all(row.passed for row in rows) else 1
-
-
-def _all(registry: Registry) -> list[str]:
-    """Every adapter that is here and takes ONNX models."""
-    return [
-        entry.adapter.name()
-        for entries in registry.adapters.values()
-        for entry in entries
-        if "onnx" in entry.adapter.formats and registry.probe(entry).verdict.usable
-    ]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m paddock.testing.light", description=__doc__)
-    parser.add_argument("--adapter", action="append", help="hardware/backend under test; repeatable (default: all here)")
+    parser.add_argument("--adapter", action="append", help="under test, as in a/b; repeatable (default: all here)")
     parser.add_argument("--chain", default="", help="adapters that may help, in order, as in a,b")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names of networks, as in 'inception*'")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
@@ -314,4 +343,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Workers look functions up by the module's name, which is not its own while it is being run.
+    sys.exit(importlib.import_module("paddock.testing.light").main())

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 _INT32 = (-(2**31), 2**31 - 1)
+_LONG_LONG = {"q": "int64", "Q": "uint64"}
+"""C's long long, which equals NumPy's int64 and is another type to OpenVINO, which knows none such."""
 _FLOAT32_MAX = 3.4028234663852886e38
 _BINDABLE = frozenset({"f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "boolean"})
 """OpenVINO's element types that NumPy has as well."""
@@ -66,6 +68,8 @@ class OpenVinoSession(Session):
                 if not feed.flags.writeable:  # such memory OpenVINO does not take, although it would not write to it
                     feed = feed.copy()
                     kept.append(feed)
+                if feed.dtype.char in _LONG_LONG:
+                    feed = feed.view(_LONG_LONG[feed.dtype.char])
                 request.set_input_tensor(index, self._tensor(feed, True))
         names = self._outputs if outputs is None else outputs
         if not bound:

@@ -131,6 +131,16 @@ def pool(op: str, kernel: int, stride: int, answer: list[float]) -> Case:
     return Case(op, {"x": x}, np.array([[answer]], np.float32), attributes)
 
 
+def softmax(op: str, *shape: int, opset: int = 9, **attributes: int) -> Case:
+    """As before opset 13: over all axes from `axis` on, as one."""
+    x = normal(*shape)
+    rows = x.reshape(int(np.prod(shape[: attributes.get("axis", 1) % len(shape)])), -1)
+    shares = np.exp(rows) / np.exp(rows).sum(1, keepdims=True)
+    largest = np.eye(rows.shape[1], dtype=np.float32)[rows.argmax(1)]
+    answer = {"Softmax": shares, "LogSoftmax": np.log(shares), "Hardmax": largest}[op]
+    return Case(op, {"x": x}, answer.reshape(shape), attributes, opset=opset)
+
+
 def corners(**sizes: Any) -> Case:
     """Four elements to two, the corners of the four."""
     feeds = {"x": np.array([[1, 2, 3, 4]], np.float32), **sizes}
@@ -149,6 +159,14 @@ WRONG = {
     ],
     "lstm-cell": [lstm(outputs=3)],
     "qlinearmatmul-wraps": [product(1.0)],
+    "softmax-before-13": [
+        softmax("Softmax", 1, 5, 1, 1),
+        softmax("Softmax", 2, 3, 4, axis=1, opset=12),
+        softmax("Softmax", 2, 3, axis=0),
+        softmax("Softmax", 2, 3, axis=-2, opset=11),
+        softmax("LogSoftmax", 2, 3, 4),
+        softmax("Hardmax", 2, 3, 4, axis=0),
+    ],
     "pool-late-window": [pool("AveragePool", 1, 2, [1, 5]), pool("LpPool", 1, 2, [1, 5])],
     "resize-fractional-corners": [corners(scales=np.array([1, 0.6], np.float32))],
 }
@@ -156,6 +174,10 @@ RELATED = {
     "rnn": rnn(),
     "lstm": lstm(outputs=2),
     "lstm with its own activations": lstm(activations=["Sigmoid", "Tanh", "Tanh"]),
+    "softmax of a matrix": softmax("Softmax", 2, 3),
+    "softmax over the last axis": softmax("Softmax", 2, 3, 4, axis=-1, opset=11),
+    "softmax from 13 on": softmax("Softmax", 2, 3, 4, axis=-1, opset=13),
+    "logsoftmax of a matrix": softmax("LogSoftmax", 2, 3, axis=1),
     "averagepool that rounds up": pool("AveragePool", 3, 2, [3, 6]),
     "maxpool with a late window": pool("MaxPool", 1, 2, [1, 5]),
     "resize to sizes": corners(sizes=np.array([1, 2])),
