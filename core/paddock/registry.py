@@ -31,15 +31,7 @@ from paddock.contract import check_adapter, check_format, parse_options
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, did_you_mean
 from paddock.machine import host_facts, share_of_threads
 from paddock.plan import Verdict
-from paddock.spi import (
-    Adapter,
-    Device,
-    Devices,
-    Event,
-    Format,
-    Probe,
-    ResolvedConfig,
-)
+from paddock.spi import Adapter, Device, Devices, Event, Format, Probe, ResolvedConfig
 from paddock.wellknown import not_installed, well_known
 
 GROUP = "paddock"
@@ -94,6 +86,7 @@ class Registry:
     adapters: dict[str, list[Registered]] = field(default_factory=dict)
     formats: dict[str, Format] = field(default_factory=dict)
     observer_failures: list[str] = field(default_factory=list)
+    _probes: dict[type[Adapter], Probe] = field(default_factory=dict)
     _manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(GROUP))
 
     @classmethod
@@ -166,7 +159,12 @@ class Registry:
         raise not_installed(name, self.names(), failures, {p.distribution: p.version for p in self.plugins})
 
     def probe(self, registered: Registered) -> Probe:
-        """The adapter's own `probe()`; one that raises is a verdict."""
+        """The adapter's own `probe()`, asked once; one that raises is a verdict."""
+        if registered.adapter not in self._probes:
+            self._probes[registered.adapter] = self._probe(registered)
+        return self._probes[registered.adapter]
+
+    def _probe(self, registered: Registered) -> Probe:
         try:
             found = registered.adapter.probe()
         except (Exception, SystemExit) as error:
@@ -198,6 +196,8 @@ class Registry:
     def survey(self, fresh: bool = False) -> dict[str, tuple[Registered, Probe, Devices]]:
         """Every adapter with its probes; the children run side by side."""
         entries = [entry for name in self.names() for entry in self.adapters[name]]
+        if fresh:
+            self._probes.clear()
         probes = [self.probe(entry) for entry in entries]
         with ThreadPoolExecutor(max_workers=8) as pool:
             found = list(pool.map(self.devices, entries, probes, itertools.repeat(fresh)))

@@ -123,17 +123,15 @@ def place(
         return _placement(graph, chain, (), settled, moved)
     copied = [n.index for n in graph.nodes if n.type in constants and all(c.verdicts[n.index].usable for c in chain)]
     partitioner = Partitioner(graph, copied)
-    pieces = partitioner.pieces(settled)
     for _ in range(_TRIMS):
-        islands = _islands(graph, chain, pieces)
+        islands = _islands(graph, chain, partitioner.pieces(settled, quick=True))
         if not islands:
             break
         for piece, target, reason in islands:
             for node in piece.nodes:
                 settled[node] = target
                 moved[node] = reason
-        pieces = partitioner.pieces(settled)
-    return _placement(graph, chain, pieces, settled, moved)
+    return _placement(graph, chain, partitioner.pieces(settled), settled, moved)
 
 
 def _owners(graph: Graph, chain: Sequence[Candidate]) -> list[int | None]:

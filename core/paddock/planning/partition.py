@@ -69,10 +69,17 @@ class Partitioner:
             for other in needed:
                 self.after[other].append(reader)
 
-    def pieces(self, owners: Sequence[int]) -> tuple[Piece, ...]:
-        """The segments for these owners of the nodes, each after those whose values it reads."""
+    def pieces(self, owners: Sequence[int], quick: bool = False) -> tuple[Piece, ...]:
+        """The segments for these owners of the nodes, each after those whose values it reads.
+
+        Args:
+            owners: Who runs each node.
+            quick: Whether one beginning will do, for a placement that is still going to change.
+        """
         present = sorted({owner for node, owner in enumerate(owners) if node not in self.free})
-        tried = (_greedy(owners, self.before, self.after, self.free, first) for first in present)
+        tried = (
+            _greedy(owners, self.before, self.after, self.free, first) for first in present[: 1 if quick else None]
+        )
         groups: list[list[int]] = min(tried, key=len, default=[])
         return tuple(self._pieces(_joined(groups, owners, self.before), owners))
 
