@@ -7,7 +7,7 @@ does this process load it. A crash or a hang of an SDK is thereby an error with 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from paddock.child import Child
@@ -26,7 +26,7 @@ class Refused(BuildFailed):
 
     part: Part
     nodes: tuple[int, ...]
-    """Of the part's target."""
+    """Of the part's target; none where the adapter does not tell which."""
 
 
 def local_plan(part: Part, plan: Plan) -> SegmentPlan:
@@ -60,29 +60,23 @@ def tried(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[list[Artifact], l
     """
     artifacts: list[Artifact] = []
     hosts: list[ExecutionHost] = []
-    try:
+    with ExitStack() as stack:
         for part in parts:
             resolved, child, context = part.workshop.resolved, part.workshop.child, part.context
             with blamed(part):
                 artifact = compile_in(child, resolved, part.target, local_plan(part, plan), context)
                 adapter = resolved.registered.adapter
-                hosts.append(ChildHost(child, adapter, resolved.config, resolved.device, artifact, context, SECONDS))
+                host = ChildHost(child, adapter, resolved.config, resolved.device, artifact, context, SECONDS)
+                stack.callback(_closed, host)
+            hosts.append(host)
             artifacts.append(artifact)
         yield artifacts, hosts
-    except BaseException:
-        for host in hosts:  # the children live on, and what goes wrong while closing is not what went wrong
-            with suppress(PaddockError):
-                host.close()
-        raise
-    failed: PaddockError | None = None
-    for part, host in zip(parts, hosts, strict=True):
-        try:
-            with blamed(part):
-                host.close()
-        except PaddockError as error:
-            failed = failed or error
-    if failed is not None:
-        raise failed
+
+
+def _closed(host: ExecutionHost) -> None:
+    # A session that fails while it is closed, or has ended with its process, spoils no answer: it was a try.
+    with suppress(PaddockError):
+        host.close()
 
 
 def is_tried(plan: Plan, part: Part) -> bool:
@@ -102,11 +96,14 @@ def blamed(part: Part) -> Iterator[None]:
     try:
         yield
     except Unsupported as error:
-        named = [part.target.graph.nodes[i].label for i in error.nodes if i < len(part.target.graph.nodes)]
+        nodes = part.target.graph.nodes
+        known = tuple(i for i in error.nodes if 0 <= i < len(nodes))  # an adapter may name what it was not given
+        what = f"{len(known)} nodes" if known else where
         refused = Refused(
-            f"{part.workshop.name} refused {len(named)} nodes while compiling: {error.problem}", candidates=named[:5]
+            f"{part.workshop.name} refused {what} while compiling: {error.problem}",
+            candidates=[nodes[i].label for i in known[:5]],
         )
-        refused.part, refused.nodes = part, error.nodes
+        refused.part, refused.nodes = part, known
         raise refused from error
     except BuildFailed as error:
         raise BuildFailed(

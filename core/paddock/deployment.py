@@ -29,12 +29,13 @@ from paddock.errors import (
 )
 from paddock.host import InProcessHost, Outputs, ServingHost, building
 from paddock.machine import host_facts, memory_available
-from paddock.model import Model, fingerprint
+from paddock.model import Model
 from paddock.pipeline import Flow, Pipeline
 from paddock.plan import Plan, Setting
 from paddock.planning import memory
 from paddock.planning.shapes import describe_shape
 from paddock.prepare import ConfigSource, ModelSource, Prepared, Progress, Samples, prepare
+from paddock.reading import check_unchanged
 from paddock.references import Reference
 from paddock.registry import Registry
 from paddock.repair import repair, repairable, repaired_before, replanned, try_out
@@ -90,11 +91,20 @@ def carry_out(prepared: Prepared) -> Deployment:
     with prepared.config.named():
         try:
             samples = prepared.samples()
-            prepared = repaired_before(prepared, samples)
+            kept = repaired_before(prepared, samples)
+            if kept is not None:
+                try:
+                    return _without_refused(kept, samples)
+                except (AccuracyRefused, BuildFailed):
+                    prepared.tell("what repaired it before does not any more")
             try:
                 return _without_refused(prepared, samples)
             except (AccuracyRefused, BuildFailed) as error:
-                if not prepared.config.repair or not repairable(error):
+                doubt = prepared.dispute(samples) if isinstance(error, AccuracyRefused) and repairable(error) else ""
+                if doubt:
+                    error.candidates = (*error.candidates, doubt)
+                    error.remedy = "judge by golden outputs that you trust (accuracy.golden)"
+                if doubt or not prepared.config.repair or not repairable(error):
                     raise
                 return _without_refused(repair(prepared, samples, error), samples)
         except BaseException as error:
@@ -293,10 +303,11 @@ def _load(prepared: Prepared, samples: Sequence[Sample]) -> tuple[list[Artifact]
             with contextlib.suppress(PaddockError):
                 loaded.close()
         raise
-    if fingerprint(prepared.origin.format, prepared.origin.files) != prepared.plan.model:
+    try:
+        check_unchanged(prepared.origin)
+    except ModelError:
         host.close()
-        where = str(next(iter(prepared.origin.files.values())))
-        raise ModelError("changed while it was being deployed", where=where, remedy="deploy it again")
+        raise
     return artifacts, host
 
 
@@ -353,6 +364,15 @@ def _judged(prepared: Prepared, host: ServingHost, reference: Reference, source:
 def _settle(prepared: Prepared, host: ServingHost) -> tuple[Setting, ...]:
     """The settings with what took effect; in strict mode raises where that is not what was asked for."""
     observed = building(f"{prepared.plan.adapter}: observing", host.observed).settings
+    if not prepared.plan.placement.on(prepared.plan.adapter) and prepared.plan.placement.nodes:
+        idle = [s for s in prepared.plan.settings if s.name.startswith("options.")]
+        if idle and prepared.config.strict:
+            raise StrictnessError(
+                f"{prepared.plan.adapter} runs none of the nodes, so that its options have no effect",
+                where=f"$.{idle[0].name}",
+                remedy='leave the options out, or set "strict": false',
+            )
+        return prepared.plan.settings  # what was observed is the fallbacks'
     settings = tuple(replace(s, effective=observed.get(s.name)) for s in prepared.plan.settings)
     ignored = [s for s in settings if s.effective is not None and s.effective != s.requested]
     if ignored and prepared.config.strict:

@@ -168,10 +168,12 @@ class InProcessHost(ServingHost):
     def bind(self, instance: int, buffers: Arrays) -> frozenset[str]:
         """`Session.bind` of one instance, on its own thread; raises `BuildFailed` for what its SDK raises."""
         session = self._sessions[instance]
-        bound: frozenset[str] = self._on_owner(
+        found: object = self._on_owner(
             session, lambda: building(f"{self._name}: binding buffers", lambda: session.bind(buffers))
         )
-        return bound
+        if not isinstance(found, (set, frozenset)) or not found <= buffers.keys():
+            raise BuildFailed(f"{self._name}: bind() returned {ascii(found)[:60]}, not a set of the names it was given")
+        return frozenset(found)
 
     def observed(self) -> Observed:
         found: Observed = self._on_owner(self._sessions[0], self._sessions[0].observed)

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from paddock.errors import PaddockError, RunFailed
-from paddock.graph import Graph
+from paddock.graph import Graph, Value
 from paddock.host import ExecutionHost, InProcessHost, Outputs, ServingHost, Threads
 from paddock.planning import cost
-from paddock.planning.operators import CARRIED
-from paddock.spi import Arrays, Observed
+from paddock.planning.operators import carried
+from paddock.spi import Arrays, Observed, Threading
 from paddock.workshop import Part
 
 Array = np.ndarray[Any, Any]
@@ -42,18 +42,26 @@ class Stage:
     label: str
     inputs: tuple[tuple[int, str], ...]
     outputs: tuple[tuple[int, str], ...]
+    kinds: tuple[Value, ...]
+    """What each output is."""
     heavy: bool = True
+    """Whether it is worth a thread of its own beside another."""
+    home: bool = False
+    """Whether each new thread that calls it costs much (`Threading.HOME`)."""
 
     @classmethod
     def of(cls, part: Part, graph: Graph) -> Stage:
         """The stage of a part of the model with this graph."""
         segment, target = part.segment, part.target.graph
+        home = part.workshop.resolved.registered.adapter.concurrency.threading is Threading.HOME
         return cls(
             part.workshop.name,
             part.label,
             tuple(zip(segment.inputs, (v.name for v in target.input_values), strict=True)),
             tuple(zip(segment.outputs, (v.name for v in target.output_values), strict=True)),
-            sum(cost.work(graph, graph.nodes[n]) for n in segment.nodes) >= _WORTH_A_THREAD,
+            tuple(graph.values[v] for v in segment.outputs),
+            not home and sum(cost.work(graph, graph.nodes[n]) for n in segment.nodes) >= _WORTH_A_THREAD,
+            home,
         )
 
 
@@ -130,9 +138,27 @@ class _Run:
             raise RunFailed(f"{adapter} returned a {type(answer).__name__}, not a dict of arrays, in {label}")
         buffered = self.buffered or {}
         try:
-            return {v: buffered[v] if v in buffered else answer[name] for v, name in self.stage.outputs}
+            return {
+                v: buffered[v] if v in buffered else self._checked(answer[name], kind)
+                for (v, name), kind in zip(self.stage.outputs, self.stage.kinds, strict=True)
+            }
         except KeyError as missing:
             raise RunFailed(f"{adapter} left out the output {missing} of {label}") from None
+
+    def _checked(self, found: Any, kind: Value) -> Any:
+        """What a session gives for a value, dense, of its dtype and rank: the next session must not be blamed."""
+        if not carried(kind):
+            return found
+        if not isinstance(found, np.ndarray):
+            raise self._foreign(kind, f"a {type(found).__name__}, not an array")
+        if kind.dtype != "string" and found.dtype != kind.dtype:
+            raise self._foreign(kind, f"{found.dtype}, not {kind.dtype}")
+        if kind.shape is not None and found.ndim != len(kind.shape):
+            raise self._foreign(kind, f"rank {found.ndim} {list(found.shape)}, not rank {len(kind.shape)}")
+        return found if found.flags.c_contiguous else np.ascontiguousarray(found)
+
+    def _foreign(self, kind: Value, what: str) -> RunFailed:
+        return RunFailed(f"{self.stage.adapter} gave {what} for {kind.name!r}, in {self.stage.label}")
 
 
 class _Runner:
@@ -174,10 +200,13 @@ class Pipeline(ServingHost):
         beside = max(sum(flow.stages[n].heavy for n in wave[1:]) for wave in flow.waves)
         self._beside = ThreadPoolExecutor(beside * instances, f"paddock {name} beside") if beside else None
         self._threads = Threads(instances, name)
+        self._home = threading.get_ident() if any(stage.home for stage in flow.stages) else None
         self._closing = threading.Lock()
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
         self._threads.check()
+        if self._home is not None and threading.get_ident() != self._home:
+            return self._threads.submit(self._run, feeds, outputs).result()
         return self._run(feeds, outputs)
 
     def submit(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Future[Outputs]:
@@ -260,7 +289,7 @@ class Pipeline(ServingHost):
 def _buffer(graph: Graph, value: int) -> Array | None:
     """An array for a value of fixed shape; None where it has none, or holds objects."""
     found = graph.values[value]
-    if found.shape is None or found.dtype not in CARRIED or found.dtype == "string" or found.kind != "tensor":
+    if found.shape is None or not carried(found) or found.dtype == "string":
         return None
     extents = [dim for dim in found.shape if isinstance(dim, int)]
     return np.zeros(extents, found.dtype) if len(extents) == len(found.shape) else None

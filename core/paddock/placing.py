@@ -15,7 +15,7 @@ from paddock.child import Children
 from paddock.errors import NotAvailable, PaddockError, Unsupported
 from paddock.model import Model
 from paddock.plan import Answer, Placement, PrecisionPlan, Remedy, Segment, Verdict
-from paddock.planning.operators import Candidate, place
+from paddock.planning.operators import Candidate, place, units
 from paddock.planning.verifier import verify_placement
 from paddock.reading import adapted, extracted
 from paddock.registry import Registry
@@ -64,6 +64,7 @@ class _Placer:
         self.registry = registry
         self.children = children
         self.constants = registry.formats[model.format].constants
+        self.units = units(model.graph)
         self.denied: dict[str, dict[int, Verdict]] = {link.name: dict(denied.get(link.name, {})) for link in chain}
         self.workshops: dict[str, Workshop] = {}
         self.answers: dict[str, Sequence[Verdict]] = {}
@@ -87,11 +88,15 @@ class _Placer:
         )
 
     def _candidates(self) -> list[Candidate]:
-        """The chain as far as it is needed: whoever comes after all nodes have somebody is not asked."""
+        """The chain as far as it is needed: whoever comes after all nodes have somebody is not asked.
+
+        Nodes that have to stay together need somebody who takes all of them.
+        """
         found: list[Candidate] = []
         left = set(range(len(self.model.graph.nodes)))
+        apart = self.units
         for link in self.chain:
-            if found and not left:
+            if found and not left and not apart:
                 break
             verdicts = list(self._asked(link))
             for node, verdict in self.denied[link.name].items():
@@ -100,6 +105,7 @@ class _Placer:
             far = workshop is not None and workshop.resolved.device.memory_kind != "host"
             found.append(Candidate(link.name, verdicts, far))
             left = {node for node in left if not verdicts[node].usable}
+            apart = [unit for unit in apart if not all(verdicts[node].usable for node in unit)]
         return found
 
     def _asked(self, link: Link) -> Sequence[Verdict]:
@@ -122,10 +128,8 @@ class _Placer:
             if len(self.chain) == 1:
                 raise NotAvailable(error.problem, where=error.where, remedy=error.remedy) from error
             rest = Verdict.provisional("the model as a whole cannot be converted; its parts may", "the conversion")
-            verdicts = self._nobody(rest)
-            for node in error.nodes:
-                verdicts[node] = Verdict.no(error.problem, "the conversion")
-            return verdicts
+            reason = Verdict.no(error.problem, "the conversion")
+            return [reason if node.index in error.nodes else rest for node in self.model.graph.nodes]
         except NotAvailable as error:
             if len(self.chain) == 1:
                 raise
@@ -158,7 +162,8 @@ class _Placer:
             target = adapted(source, workshop.resolved.registered.adapter, self.registry, self.children)
         except Unsupported as error:
             reason = Verdict.no(error.problem, "the conversion")
-            self._refuse(segment, {i: reason for n in error.nodes for i in source.provenance[n]}, error.problem)
+            refused = [found for node, found in enumerate(source.provenance) if node in error.nodes]
+            self._refuse(segment, {i: reason for found in refused for i in found}, error.problem)
             return None
         except NotAvailable as error:
             self._refuse(segment, {}, error.problem)
@@ -181,6 +186,12 @@ class _Placer:
                 remedy="report this to the plugin's author: select_operators must answer for every node",
             )
         remedies = defects(workshop, target)
+        strange = sorted({n for remedy in remedies for n in remedy.nodes} - set(range(len(verdicts))))
+        if strange:
+            raise NotAvailable(
+                f"{workshop.name} knows defects of nodes {strange}, and was asked about {len(verdicts)} nodes",
+                remedy="report this to the plugin's author: known_defects must name nodes of the model it is given",
+            )
         for remedy in remedies:
             if remedy.applied:
                 nodes: Sequence[int] = range(len(verdicts)) if remedy.refuses else remedy.nodes

@@ -18,7 +18,7 @@ from paddock.child import Children
 from paddock.compile import check_answer
 from paddock.config import HardwareConfig
 from paddock.draft import draft
-from paddock.errors import BuildFailed, ConfigError, NotAvailable, UsageError
+from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, UsageError
 from paddock.host import Outputs, building
 from paddock.model import Model
 from paddock.placing import Denials, Link, origins, place_model
@@ -31,6 +31,7 @@ from paddock.references import Reference, read_golden, reference_outputs
 from paddock.registry import Registered, Registry, Resolved
 from paddock.samples import Sample, checked, generate, load_samples
 from paddock.spi import Arrays, Context, Event, Process, Shapes
+from paddock.verify import Outcome, compare
 from paddock.workshop import Part, Workshop
 
 ModelSource = str | os.PathLike[str] | Model
@@ -95,6 +96,12 @@ class _Job:
     def plan(self, denied: Denials, notes: Sequence[str] = ()) -> Prepared:
         """The plan with these nodes kept off these adapters, beside those that the config excludes."""
         self.tell(f"planning for {self.resolved.name}")
+        for position, name in enumerate(self.config.fallback):
+            if self.registry.canonical(name) == self.registry.canonical(self.config.adapter):
+                raise ConfigError(
+                    "has no effect: it is the adapter that the config asks for", where=f"$.fallback[{position}]",
+                    remedy="name others, or leave it out",
+                )  # fmt: skip
         links = [Link(self.resolved.name, partial(self._workshop, self.resolved))]
         links += [Link(name, partial(self._fallback, name)) for name in self.chain[1:]]
         everywhere = _excluded(self.origin, self.config, links, denied, self.registry)
@@ -236,6 +243,24 @@ class Prepared:
             except NotAvailable:
                 pass  # shuffled values may be none that the model takes, such as a shape; the samples themselves decide
         return replace(answers(samples=samples.inputs), judged=len(samples.inputs))
+
+    def dispute(self, samples: Samples) -> str:
+        """What a second reference says against the first, "" where it agrees or there is none.
+
+        Where the two disagree beyond the budget, a deployment that agrees with one of them proves nothing against it.
+        """
+        if samples.reference is not None or len(self.references()) < 2:
+            return ""
+        try:
+            first = self.reference(samples)
+            asked = first.samples[: first.judged]
+            second = reference_outputs(self.registry, self.origin, asked, self.job.children, after=first.adapter)
+        except PaddockError:
+            return ""
+        report = compare(second, first.outputs[: first.judged], self.config, samples.source)
+        if report.outcome is not Outcome.FAILED:
+            return ""
+        return f"the references disagree with each other: of {first.adapter}, by {second.adapter}, {report.reason}"
 
     def to_target(self, feeds: Arrays) -> Arrays:
         """Feeds under the names that the sessions know; conversions keep the order, not always the names."""

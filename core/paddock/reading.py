@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from paddock.cache import Store
 from paddock.child import Children
 from paddock.errors import (
     BuildFailed,
@@ -73,10 +74,12 @@ def open_model(path: str | os.PathLike[str] | Model, registry: Registry, childre
     return _read(registry.formats[name], files, registry, children)
 
 
-def adapted(model: Model, adapter: type[Adapter], registry: Registry, children: Children) -> Model:
+def adapted(
+    model: Model, adapter: type[Adapter], registry: Registry, children: Children, store: Store | None = None
+) -> Model:
     """`model` in the first format that `adapter` takes, converted where it must be, with the same bounds.
 
-    Raises `NotAvailable` where no conversion leads there.
+    `store` is where a conversion is kept, the registry's by default. Raises `NotAvailable` where none leads there.
     """
     if model.format in adapter.formats:
         return model
@@ -90,13 +93,16 @@ def adapted(model: Model, adapter: type[Adapter], registry: Registry, children: 
             candidates=able,
             remedy=f"choose an adapter that takes {model.format} models, or export the model anew",
         )
-    return _convert(model, target, registry, children)
+    return _convert(model, target, registry, children, store or registry.store)
 
 
-def extracted(model: Model, segment: Segment, registry: Registry, children: Children) -> Model:
+def extracted(
+    model: Model, segment: Segment, registry: Registry, children: Children, store: Store | None = None
+) -> Model:
     """One segment of `model` as a model of its own, of the same format, nodes traced back; kept by its content.
 
-    Its border has the dtypes and shapes of `model.graph`, bounds included.
+    Its border has the dtypes and shapes of `model.graph`, bounds included. `store` is where it is kept, the registry's
+    by default.
     """
     format, owner = registry.formats[model.format], _owner(registry.formats[model.format], registry)
     graph = model.graph
@@ -108,16 +114,24 @@ def extracted(model: Model, segment: Segment, registry: Registry, children: Chil
 
     def build(folder: Path) -> None:
         files = children.get(owner[0]).call(_extract_here, format, model, segment, folder)
+        check_unchanged(model)
         names = {role: path.relative_to(folder).as_posix() for role, path in files.items()}
         (folder / _SEGMENT).write_text(json.dumps(names))
 
-    folder = registry.store.folder("segments", key, build)
+    folder = (store or registry.store).folder("segments", key, build)
     kept = json.loads((folder / _SEGMENT).read_text())
     part = _read(format, {role: folder / name for role, name in kept.items()}, registry, children)
     _check_extract(part.graph, model.graph, segment, nodes, folder)
     bounds = _carried_bounds([graph.values[value] for value in segment.inputs], graph, part.graph)
     traced = tuple((node,) for node in nodes)
     return Model(model.format, part.files, part.fingerprint, part.graph.with_bounds(bounds), model, traced)
+
+
+def check_unchanged(model: Model) -> None:
+    """Raises `ModelError` where the files are no longer those that were read: what was made of them has no key."""
+    if fingerprint(model.format, model.files) != model.fingerprint:
+        where = str(next(iter(model.files.values())))
+        raise ModelError("changed while it was being deployed", where=where, remedy="deploy it again")
 
 
 def _check_extract(part: Graph, whole: Graph, segment: Segment, nodes: Sequence[int], folder: Path) -> None:
@@ -154,7 +168,7 @@ def _read(format: Format, files: Files, registry: Registry, children: Children) 
     return Model(format.name, dict(complete), mark, graph)
 
 
-def _convert(model: Model, target: str, registry: Registry, children: Children) -> Model:
+def _convert(model: Model, target: str, registry: Registry, children: Children, store: Store) -> Model:
     format = registry.formats[model.format]
     owner = _owner(format, registry)
 
@@ -169,10 +183,11 @@ def _convert(model: Model, target: str, registry: Registry, children: Children) 
                 where=str(next(iter(model.files.values()))),
                 remedy=f"choose an adapter that takes {model.format} models",
             ) from error
+        check_unchanged(model)
         names = {role: path.relative_to(folder).as_posix() for role, path in files.items()}
         (folder / _CONVERSION).write_text(json.dumps({"files": names, "provenance": provenance}))
 
-    folder = registry.store.folder("conversions", [model.fingerprint, target, *owner], build)
+    folder = store.folder("conversions", [model.fingerprint, target, *owner], build)
     kept = json.loads((folder / _CONVERSION).read_text())
     files = {role: folder / name for role, name in kept["files"].items()}
     converted = _read(registry.formats[target], files, registry, children)

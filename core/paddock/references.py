@@ -40,17 +40,22 @@ _FORGIVEN_AFTER = 24 * 3600
 """Seconds for which a reference that was too slow is not tried again: the host may just have been busy."""
 
 
-def reference_outputs(registry: Registry, model: Model, samples: Sequence[Sample], children: Children) -> Reference:
+def reference_outputs(
+    registry: Registry, model: Model, samples: Sequence[Sample], children: Children, after: str = ""
+) -> Reference:
     """The answers of the best reference that is here, each rank within its time; kept in the registry's store.
 
     Args:
         model: The model as the user gave it (never a conversion), with the config's shapes applied.
         children: Where its sessions run, beside those of the deployment.
+        after: The adapter after which to begin, for a second opinion; with the best by default.
 
     Raises `NotAvailable` where there is no reference, else the last one's own error.
     """
     failures: list[tuple[str, PaddockError]] = []
-    for registered in registry.references(model.format):
+    ranked = registry.references(model.format)
+    names = [registered.adapter.name() for registered in ranked]
+    for registered in ranked[names.index(after) + 1 if after in names else 0 :]:
         name = registered.adapter.name()
         try:
             return Reference(name, tuple(samples), _answers(registry, registered, model, samples, children))

@@ -233,7 +233,7 @@ class Registry:
 
     def _check_name(self, name: str, where: str) -> None:
         """Raises `ConfigError` for a name that no plugin, installed or well known, has: a misspelt one."""
-        known = [*self.adapters, *well_known()]
+        known = list(dict.fromkeys((*self.adapters, *well_known())))
         if self.canonical(name) not in known:
             raise ConfigError("no such adapter", where=where, candidates=known, remedy=did_you_mean(name, known))
 

@@ -92,14 +92,16 @@ def repairable(error: PaddockError) -> bool:
     return isinstance(error, (BuildFailed, RunFailed)) and not isinstance(error, Refused)
 
 
-def repaired_before(prepared: Prepared, samples: Samples) -> Prepared:
+def repaired_before(prepared: Prepared, samples: Samples) -> Prepared | None:
     """The plan with the repair that it needed when it was deployed before on this host, if it asks for repair."""
-    if not prepared.config.repair:
-        return prepared
-    kept = prepared.registry.store.get("repairs", _key(prepared, samples))
+    kept = prepared.registry.store.get("repairs", _key(prepared, samples)) if prepared.config.repair else None
     if kept is None:
-        return prepared
-    return _applied(prepared, Culprits({a: tuple(n) for a, n in kept["nodes"].items()}, kept["runs"], kept["problem"]))
+        return None
+    culprits = Culprits({a: tuple(n) for a, n in kept["nodes"].items()}, kept["runs"], kept["problem"])
+    try:
+        return _applied(prepared, culprits)
+    except NotAvailable:
+        return None  # a fallback that helped then is gone
 
 
 def repair(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepared:
@@ -132,7 +134,7 @@ def search(prepared: Prepared, samples: Samples, problem: str = "") -> Culprits:
     reference = samples.reference or prepared.reference(samples)
     chain = prepared.job.chain
     runs = 0
-    for kept_off in dict.fromkeys((chain[:1], chain[:-1])):
+    for kept_off in dict.fromkeys((chain[:1], chain[:-1] or chain)):
         attempt = _Attempt(prepared, reference, kept_off, samples.source)
         oracle = Oracle(attempt.agrees, RUNS - runs)
         try:
@@ -143,6 +145,11 @@ def search(prepared: Prepared, samples: Samples, problem: str = "") -> Culprits:
         if found is not None:
             nodes = {name: tuple(sorted(found)) for name in kept_off} if found else {}
             return Culprits(nodes, runs, problem or attempt.problem)
+    if len(chain) == 1:
+        raise NotAvailable(
+            f"there is no other adapter in the chain to move nodes to: {chain[0]} stands alone", where="$.fallback",
+            remedy="name one that is right: `paddock verify --all` shows which ones are",
+        )  # fmt: skip
     raise NotAvailable(
         f"even with all of its nodes on {', '.join(chain[1:])} the model does not agree ({runs} runs)",
         remedy="end the chain with an adapter that is right: `paddock verify --all` shows which ones are",
@@ -221,5 +228,9 @@ def _applied(prepared: Prepared, culprits: Culprits) -> Prepared:
 
 
 def _key(prepared: Prepared, samples: Samples) -> list[object]:
-    judged = samples.reference.samples if samples.reference is not None else samples.inputs
-    return [prepared.plan.key, prepared.job.chain, digest_samples(judged), host_facts()]
+    """What a repair is kept under: the plan that fails, the chain, and what it is judged on and against."""
+    golden = samples.reference
+    judged = golden.samples if golden is not None else samples.inputs
+    against = [[e.adapter.name(), e.version, dict(prepared.registry.probe(e).versions)] for e in prepared.references()]
+    outputs = digest_samples(golden.outputs) if golden is not None else ""
+    return [prepared.plan.key, prepared.job.chain, digest_samples(judged), outputs, against, host_facts()]

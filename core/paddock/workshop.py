@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -109,8 +108,13 @@ def select(workshop: Workshop, model: Model, child: Child | None = None) -> Sele
 def defects(workshop: Workshop, model: Model) -> tuple[Remedy, ...]:
     """What the adapter knows to be wrong with its SDK and this model."""
     adapter: Adapter = building(f"{workshop.name}: constructing", workshop.adapter)
-    found: Sequence[Remedy] = building(f"{workshop.name}: listing known defects", lambda: adapter.known_defects(model))
-    return tuple(found)
+    found: tuple[object, ...] = building(
+        f"{workshop.name}: listing known defects", lambda: tuple(adapter.known_defects(model))
+    )
+    remedies = tuple(remedy for remedy in found if isinstance(remedy, Remedy))
+    if len(remedies) != len(found):
+        raise BuildFailed(f"{workshop.name}: known_defects() returned something that is no Remedy")
+    return remedies
 
 
 def _select_here(resolved: Resolved, model: Model, work: Path, cache: Path) -> Selection:

@@ -6,7 +6,6 @@ Importable by child processes under this name. What happens in this process can 
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +77,8 @@ class OddOptions(BaseModel):
 
     refuses: tuple[str, ...] = ()
     """Operator types that selection says no to."""
+    claims: tuple[str, ...] = ()
+    """Operator types that selection says yes to beside the table, though no session computes them."""
     refuses_border: tuple[str, ...] = ()
     """Values that a session cannot be fed: the nodes that read them are then refused."""
     unsupported: tuple[str, ...] = ()
@@ -98,12 +99,11 @@ class OddOptions(BaseModel):
     garbage: tuple[str, ...] = ()
     """Nodes whose session answers with a list."""
     defect_nodes: tuple[str, ...] = ()
+    defect_index: int | None = None
     defect_refuses: bool = False
     meet: tuple[str, ...] = ()
     log: str = ""
     """A file that gets a line for each compilation."""
-    parent: int = 0
-    """Where it is not 0, the one process in which `fail_run` and `fail_close` have an effect."""
     level: int = 0
     levels: tuple[int, ...] = ()
 
@@ -132,7 +132,7 @@ class Odd(Adapter):
         banned = {i for i in graph.inputs if graph.values[i].name in manners.refuses_border}
         found = []
         for node in graph.nodes:
-            if node.type not in OPERATORS or node.type in manners.refuses:
+            if node.type not in (*OPERATORS, *manners.claims) or node.type in manners.refuses:
                 found.append(Verdict.no(f"no kernel for {node.type}", "the odd table"))
             elif banned & set(node.inputs):
                 found.append(Verdict.no("cannot be fed that value", "the odd border"))
@@ -144,6 +144,7 @@ class Odd(Adapter):
         """The one that the options describe."""
         manners = self.manners
         nodes = tuple(n.index for n in model.graph.nodes if n.name in manners.defect_nodes)
+        nodes += (manners.defect_index,) if manners.defect_index is not None else ()
         if not nodes and not manners.defect_refuses:
             return ()
         return [Remedy("odd-1", "computes it oddly", "kept off", True, "a test", nodes, manners.defect_refuses)]
@@ -194,7 +195,7 @@ class OddSession(Session):
     def close(self) -> None:
         """Notes it, and fails where it is told to."""
         WATCH.closed.append(",".join(sorted(self._names)))
-        if self._names & set(self._manners.fail_close) and self._manners.parent in (0, os.getpid()):
+        if self._names & set(self._manners.fail_close):
             raise OSError("device lost")
 
     def observed(self) -> Observed:
@@ -211,7 +212,7 @@ class OddSession(Session):
             calls.segfault()
         if name in manners.raise_run:
             raise ArithmeticError("odd arithmetic")
-        if name in manners.fail_run and manners.parent in (0, os.getpid()):
+        if name in manners.fail_run:
             raise RunFailed("the odd session gives up")
         if name in manners.meet and WATCH.barrier is not None:
             WATCH.barrier.wait(timeout=20)
@@ -227,6 +228,7 @@ class NegOptions(OddOptions):
 
     wrong_types: tuple[str, ...] = ("Neg",)
     meet: tuple[str, ...] = ("meet",)
+    claims: tuple[str, ...] = ("ConcatFromSequence",)
 
 
 class WrongAtNeg(Odd):
@@ -288,11 +290,11 @@ def save(
     return path
 
 
-def discover(folder: Path) -> Registry:
-    """These adapters, and those of the ONNX plugins, with a store in `folder`."""
+def discover(folder: Path, others: Sequence[str] = ("reference", "onnxruntime", "openvino")) -> Registry:
+    """These adapters and those of other plugins, with a store in `folder`."""
     installed = importlib.metadata.entry_points(group="paddock")
-    points = [point for point in installed if point.name in ("reference", "onnxruntime", "openvino")]
+    points = [point for point in installed if point.name in others]
     points.append(importlib.metadata.EntryPoint("odd", __name__, "paddock"))
     found = Registry.discover(Store(folder), points)
-    assert {"cpu/odd", "cpu/onnxruntime", "cpu/reference"} <= set(found.names())
+    assert {"cpu/odd", *(f"cpu/{name}" for name in others)} <= set(found.names())
     return found

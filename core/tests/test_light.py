@@ -79,8 +79,13 @@ def test_nothing_explodes_or_vanishes(name: str, tmp_path: Path) -> None:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     first, *rest = session.run([answer, *inner], {fed.name: image(0)})
-    sizes = [float(result.std()) for result in rest]
-    assert min(sizes) > 0.01 and max(sizes) < 200, sizes
+    sizes = {value: float(result.std()) for value, result in zip(inner, rest, strict=True)}
+    assert min(sizes.values()) > 0.01 and max(sizes.values()) < 200, sizes
+    stored = constants(path)
+    for node in proto.graph.node:
+        if node.op_type == "BatchNormalization" and node.input[0] in sizes:
+            expected = float(np.sqrt(stored[node.input[4]].mean()))
+            assert 0.05 < sizes[node.input[0]] / expected < 20, f"{node.input[0]} is not of size {expected}"
     (second,) = session.run([answer], {fed.name: image(1)})
     assert np.abs(first - second).max() > 1e-3 * np.abs(first).max()
     assert np.sort(first.ravel())[-2] > 1e-3 * first.max(), "one class takes all"

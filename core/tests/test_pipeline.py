@@ -1,4 +1,4 @@
-"""Several segments as one deployment: the same answers as the whole, from any thread, and nobody's arrays but one's own."""
+"""Several segments as one deployment: the answers of the whole, from any thread, in arrays that are the caller's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ import numpy as np
 import onnx
 import paddock_fakes_segments as odd
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from paddock.child import Children
 from paddock.deployment import Deployment, deploy
 from paddock.errors import BuildFailed, PaddockError, RunFailed, StrictnessError, UsageError
-from paddock.host import InProcessHost
-from paddock.pipeline import Flow, Pipeline, Stage
-from paddock.plan import Precision
+from paddock.pipeline import Pipeline
 from paddock.registry import Registry
 from paddock.spi import Arrays
 from paddock.verify import Outcome
@@ -121,15 +118,14 @@ def test_a_residual_over_a_segment(serve: Deploy, tmp_path: Path, adapter: str, 
 def test_the_forms_of_exclude(serve: Deploy, tmp_path: Path, exclude: Any) -> None:
     model = residual(tmp_path)
     deployment = serve(model, fallback=["cpu/onnxruntime"], operators={"exclude": exclude})
-    assert [p.adapter for p in deployment.plan.placement.nodes] == ["cpu/odd"] * 2 + REAL_C + ["cpu/odd"] * 2
+    assert [p.adapter for p in deployment.plan.placement.nodes] == [
+        "cpu/odd", "cpu/odd", "cpu/onnxruntime", "cpu/odd", "cpu/odd",
+    ]  # fmt: skip
     passed = deployment.plan.placement.nodes[2].passed
     assert [(n, v.reason, v.source) for n, v in passed] == [
         ("cpu/odd", "excluded by the config", "$.operators.exclude")
     ]
     agree(deployment.run(batch()), wanted(model, batch()))
-
-
-REAL_C = ["cpu/onnxruntime"]
 
 
 def test_three_adapters_in_turn(serve: Deploy, tmp_path: Path) -> None:
@@ -217,8 +213,8 @@ def test_fixed_shapes_lie_in_buffers(serve: Deploy, tmp_path: Path, binds: Binds
 def test_one_session_writes_where_the_next_reads(
     serve: Deploy, tmp_path: Path, binds: Binds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime on both sides of a border, as an adapter of its own would be: the buffer is one."""
-    from paddock_openvino.adapter import OpenVinoSession
+    """Between sessions that both bind, the buffer of a border is one array, and each lane has its own."""
+    from paddock_openvino.session import OpenVinoSession
 
     real = OpenVinoSession.bind
 
@@ -360,9 +356,13 @@ def test_closing_from_a_callback_of_its_own(serve: Deploy, tmp_path: Path) -> No
             caught.append(error)
         told.set()
 
+    def hold() -> dict[str, Array]:
+        held.wait(20)
+        return {}
+
     lane = deployment._host
     assert isinstance(lane, Pipeline)
-    first = lane._threads.submit(lambda: held.wait(20) and {})  # so that the callback is there before the answer
+    first = lane._threads.submit(hold)  # so that the callback is there before the answer
     future = deployment.submit(batch())
     future.add_done_callback(close)
     held.set()
@@ -373,9 +373,8 @@ def test_closing_from_a_callback_of_its_own(serve: Deploy, tmp_path: Path) -> No
 
 def test_a_session_that_fails_to_close_keeps_no_other_open(serve: Deploy, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"fallback": ["cpu/onnxruntime"], "operators": {"exclude": ["c"]}}
-    with pytest.raises(BuildFailed, match=r"could not build segment 0 .*: OSError: device lost"):
-        serve(residual(tmp_path), options={"fail_close": ["a", "d"]}, **fields)
-    deployment = serve(residual(tmp_path), options={"fail_close": ["a"], "parent": os.getpid()}, **fields)
+    # In the child it fails to close as well, which spoils no answer there.
+    deployment = serve(residual(tmp_path), options={"fail_close": ["a"]}, **fields)
     odd.WATCH.closed.clear()
     with pytest.raises(RunFailed, match=r"segment 0 .* failed while closing: OSError: device lost"):
         deployment.close()
@@ -416,7 +415,8 @@ def test_an_error_names_the_segment_and_its_nodes(serve: Deploy, tmp_path: Path)
     session: Any = host._hosts[1]._sessions[0]
     real = session._manners
     session._manners = real.model_copy(update={"raise_run": ("c",)})
-    for ask in (lambda: deployment.run(batch()), lambda: deployment.submit(batch()).result(20)):
+    asks: list[Callable[[], Any]] = [lambda: deployment.run(batch()), lambda: deployment.submit(batch()).result(20)]
+    for ask in asks:
         with pytest.raises(RunFailed, match=MIDDLE) as caught:
             ask()
         assert "ArithmeticError: odd arithmetic" in caught.value.problem and "cpu/odd" in caught.value.problem

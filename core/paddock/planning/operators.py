@@ -43,7 +43,7 @@ class Candidate:
 
 
 def matching(model: Model, patterns: Sequence[str], where: str) -> frozenset[int]:
-    """Indices of the nodes named by operator type, by node name, or as `#12` or `#12 TYPE`, the type then checked.
+    """Indices of the nodes named by operator type (a body's count too), by name, or as `#12` or `#12 TYPE`.
 
     Raises `ConfigError` where a pattern names none.
     """
@@ -58,7 +58,7 @@ def matching(model: Model, patterns: Sequence[str], where: str) -> frozenset[int
         if not nodes and indexed is not None:
             nodes = [_by_index(graph, int(indexed[1]), indexed[2], f"{where}[{position}]")]
         if not nodes:
-            candidates = sorted({node.type for node in model.origin.graph.nodes})
+            candidates = sorted({node.type for node in model.origin.graph.walk()})
             raise ConfigError(
                 f"{pattern!r} is neither an operator type nor a node's name in this model",
                 where=f"{where}[{position}]",
@@ -71,7 +71,10 @@ def matching(model: Model, patterns: Sequence[str], where: str) -> frozenset[int
 
 def _by_index(graph: Graph, index: int, kind: str | None, where: str) -> int:
     if index >= len(graph.nodes):
-        raise ConfigError(f"the model has no node #{index}, only #0 to #{len(graph.nodes) - 1}", where=where)
+        raise ConfigError(
+            f"the model has no node #{index}, only #0 to #{len(graph.nodes) - 1}", where=where,
+            remedy="`paddock bisect` writes the list anew",
+        )  # fmt: skip
     node = graph.nodes[index]
     if kind is not None and kind not in (node.type, node.op):
         raise ConfigError(
@@ -82,7 +85,11 @@ def _by_index(graph: Graph, index: int, kind: str | None, where: str) -> int:
 
 
 def _names(model: Model, node: Node) -> set[str]:
+    """What a node is called: its type and name, the types in its bodies, and the same of what it was converted from."""
     found = {node.type, node.op, node.name} - {""}
+    for body in node.subgraphs:
+        for inner in body.walk():
+            found |= {inner.type, inner.op}
     if model.source is not None:
         for index in model.provenance[node.index]:
             found |= _names(model.source, model.source.graph.nodes[index])
@@ -139,7 +146,7 @@ def _owners(graph: Graph, chain: Sequence[Candidate]) -> list[int | None]:
     owners: list[int | None] = [
         next((i for i, c in enumerate(chain) if c.verdicts[node.index].usable), None) for node in graph.nodes
     ]
-    for unit in _units(graph):
+    for unit in units(graph):
         together = next((i for i, c in enumerate(chain) if all(c.verdicts[n].usable for n in unit)), None)
         if together is not None:
             for node in unit:
@@ -147,7 +154,7 @@ def _owners(graph: Graph, chain: Sequence[Candidate]) -> list[int | None]:
     return owners
 
 
-def _units(graph: Graph) -> list[list[int]]:
+def units(graph: Graph) -> list[list[int]]:
     """Sets of several nodes between which a value passes that no array carries (a sequence, an unknown dtype)."""
     leader = list(range(len(graph.nodes)))
 

@@ -39,6 +39,8 @@ REFUSED: dict[str, str] = {
     "test_if_opt": "an optional",
     "test_range_float_type_positive_delta_expanded": "what a Loop scans",
     "test_range_int32_type_negative_delta_expanded": "what a Loop scans",
+    "test_lrn": "as many channels",
+    "test_lrn_default": "as many channels",
     "test_lstm_with_peepholes": "sequence lengths",
     "test_qlinearmatmul_2D_int8_float16": "saturates",
     "test_qlinearmatmul_2D_int8_float32": "saturates",

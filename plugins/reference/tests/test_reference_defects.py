@@ -131,6 +131,23 @@ def pool(op: str, kernel: int, stride: int, answer: list[float]) -> Case:
     return Case(op, {"x": x}, np.array([[answer]], np.float32), attributes)
 
 
+def batchnorm(opset: int, **attributes: Any) -> Case:
+    x = normal(2, 3, 4, 4)
+    feeds = {"x": x, **{name: 0.1 + rng.random(3).astype(np.float32) for name in ("scale", "bias", "mean", "var")}}
+    scale, bias, mean, var = (feeds[name].reshape(1, 3, 1, 1) for name in ("scale", "bias", "mean", "var"))
+    answer = (scale * (x - mean) / np.sqrt(var + 1e-5) + bias).astype(np.float32)
+    return Case("BatchNormalization", feeds, answer, attributes, opset=opset)
+
+
+def lrn(rows: int) -> Case:
+    """Four channels, each divided by what it and its neighbours are."""
+    x = normal(rows, 4, 2, 2)
+    squares = np.pad(x**2, [(0, 0), (1, 1), (0, 0), (0, 0)])
+    sums = squares[:, :-2] + squares[:, 1:-1] + squares[:, 2:]
+    answer = (x / (1 + 3 / 3 * sums) ** 0.75).astype(np.float32)
+    return Case("LRN", {"x": x}, answer, {"size": 3, "alpha": 3.0})
+
+
 def softmax(op: str, *shape: int, opset: int = 9, **attributes: int) -> Case:
     """As before opset 13: over all axes from `axis` on, as one."""
     x = normal(*shape)
@@ -159,6 +176,8 @@ WRONG = {
     ],
     "lstm-cell": [lstm(outputs=3)],
     "qlinearmatmul-wraps": [product(1.0)],
+    "batchnorm-before-14": [batchnorm(9), batchnorm(13, momentum=0.5), batchnorm(8)],
+    "lrn-channels": [lrn(1), lrn(3), lrn(5)],
     "softmax-before-13": [
         softmax("Softmax", 1, 5, 1, 1),
         softmax("Softmax", 2, 3, 4, axis=1, opset=12),
@@ -174,6 +193,9 @@ RELATED = {
     "rnn": rnn(),
     "lstm": lstm(outputs=2),
     "lstm with its own activations": lstm(activations=["Sigmoid", "Tanh", "Tanh"]),
+    "batchnorm from 14 on": batchnorm(14),
+    "batchnorm that keeps its statistics": batchnorm(9, momentum=1.0),
+    "batchnorm for inference": batchnorm(6, is_test=1),
     "softmax of a matrix": softmax("Softmax", 2, 3),
     "softmax over the last axis": softmax("Softmax", 2, 3, 4, axis=-1, opset=11),
     "softmax from 13 on": softmax("Softmax", 2, 3, 4, axis=-1, opset=13),
