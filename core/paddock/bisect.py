@@ -60,7 +60,14 @@ def bisect(
     )
     try:
         with config.named():
-            culprits = search(prepared, prepared.samples())
+            samples = prepared.samples()
+            doubt = prepared.dispute(samples)
+            if doubt:
+                raise NotAvailable(
+                    f"there is nothing to judge by: {doubt}", where="$.accuracy",
+                    remedy="judge by golden outputs that you trust (accuracy.golden)",
+                )  # fmt: skip
+            culprits = search(prepared, samples)
     finally:
         prepared.discard()
     graph = prepared.origin.graph

@@ -95,11 +95,11 @@ def carry_out(prepared: Prepared) -> Deployment:
             if kept is not None:
                 try:
                     return _without_refused(kept, samples)
-                except (AccuracyRefused, BuildFailed):
+                except (AccuracyRefused, BuildFailed, RunFailed):
                     prepared.tell("what repaired it before does not any more")
             try:
                 return _without_refused(prepared, samples)
-            except (AccuracyRefused, BuildFailed) as error:
+            except (AccuracyRefused, BuildFailed, RunFailed) as error:
                 doubt = prepared.dispute(samples) if isinstance(error, AccuracyRefused) and repairable(error) else ""
                 if doubt:
                     error.candidates = (*error.candidates, doubt)
@@ -174,6 +174,7 @@ class Deployment:
         """One for each segment of the placement."""
         self._prepared = prepared
         self._host = host
+        self._closed = False
         # Also when a deployment is dropped, or the interpreter ends, without `close`.
         weakref.finalize(self, prepared.discard)
         self._registry = prepared.registry
@@ -243,11 +244,14 @@ class Deployment:
 
     def close(self) -> None:
         """Waits for the requests inside, then frees everything; closing twice is fine."""
+        self._host.check_closing()
         try:
             self._host.close()
         finally:
             self._prepared.discard()
-            self._registry.observe(Event("closed", self.name))
+            if not self._closed:
+                self._closed = True
+                self._registry.observe(Event("closed", self.name))
 
     def __enter__(self) -> Deployment:
         return self

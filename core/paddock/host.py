@@ -107,6 +107,10 @@ class ServingHost(ExecutionHost):
         """`run` on one of the host's own threads."""
 
     @abstractmethod
+    def check_closing(self) -> None:
+        """Raises `RunFailed` where `close` would wait for its own caller."""
+
+    @abstractmethod
     def run_on(self, instance: int, feeds: Arrays) -> Outputs:
         """`run` on one given instance, whoever else uses it: for checking each, and for whoever shares them out."""
 
@@ -179,8 +183,11 @@ class InProcessHost(ServingHost):
         found: Observed = self._on_owner(self._sessions[0], self._sessions[0].observed)
         return found
 
-    def close(self) -> None:
+    def check_closing(self) -> None:
         self._threads.check_closing()
+
+    def close(self) -> None:
+        self.check_closing()
         with self._closing:  # a second caller returns when the first is done
             if not self._threads.close():
                 return

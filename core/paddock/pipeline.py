@@ -238,9 +238,12 @@ class Pipeline(ServingHost):
             sum(p for p in peaks if p is not None) if None not in peaks else None,
         )
 
+    def check_closing(self) -> None:
+        self._threads.check_closing()
+
     def close(self) -> None:
         """Waits for the requests inside, then closes every segment's sessions; the first failure is raised."""
-        self._threads.check_closing()
+        self.check_closing()
         with self._closing:  # a second caller returns when the first is done
             if not self._threads.close():
                 return

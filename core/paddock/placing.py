@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from paddock.cache import Store
 from paddock.child import Children
 from paddock.errors import NotAvailable, PaddockError, Unsupported
 from paddock.model import Model
@@ -46,19 +47,37 @@ class Placed:
     """What the adapters asked know to be wrong with their SDKs, each defect once, with all its nodes."""
 
 
-def place_model(model: Model, chain: Sequence[Link], denied: Denials, registry: Registry, children: Children) -> Placed:
+def place_model(
+    model: Model,
+    chain: Sequence[Link],
+    denied: Denials,
+    registry: Registry,
+    children: Children,
+    trial: Store | None = None,
+) -> Placed:
     """The placement of `model` on `chain`, fallbacks asked only as far as they are needed.
+
+    The segments of a trial are kept in a store of its own. No node is moved for its cost where any is denied to an
+    adapter: what was asked for, or tried, is then what runs.
 
     Raises `NotAvailable` where nodes are left that nobody takes; what opening or asking the first adapter raises comes
     through where there is no other.
     """
-    return _Placer(model, chain, denied, registry, children).run()
+    return _Placer(model, chain, denied, registry, children, trial).run()
 
 
 class _Placer:
     def __init__(
-        self, model: Model, chain: Sequence[Link], denied: Denials, registry: Registry, children: Children
+        self,
+        model: Model,
+        chain: Sequence[Link],
+        denied: Denials,
+        registry: Registry,
+        children: Children,
+        trial: Store | None,
     ) -> None:
+        self.trial = trial
+        self.trim = trial is None and not any(denied.values())
         self.model = model
         self.chain = chain
         self.registry = registry
@@ -75,7 +94,7 @@ class _Placer:
 
     def run(self) -> Placed:
         for _ in range(_ROUNDS):
-            placement = place(self.model.graph, self._candidates(), self.constants, self._remedy())
+            placement = place(self.model.graph, self._candidates(), self.constants, self._remedy(), self.trim)
             parts = [self._part(segment) for segment in placement.segments]
             found = [part for part in parts if part is not None]
             if len(found) == len(parts):
@@ -133,7 +152,8 @@ class _Placer:
         except NotAvailable as error:
             if len(self.chain) == 1:
                 raise
-            return self._nobody(Verdict.no(error.problem, "the conversion"))
+            # Which node it is, it does not say: each segment is tried by itself.
+            return self._nobody(Verdict.provisional(f"as a whole: {error.problem}", "the conversion"))
         part = self._examined(self._all(link.name), workshop, target)
         self.whole[link.name] = part
         return _traced(part, self.model)[0]
@@ -157,9 +177,10 @@ class _Placer:
 
     def _cut(self, segment: Segment) -> Part | None:
         workshop = self.workshops[segment.adapter]
-        source = extracted(self.model, segment, self.registry, self.children)
+        source = extracted(self.model, segment, self.registry, self.children, self.trial)
         try:
-            target = adapted(source, workshop.resolved.registered.adapter, self.registry, self.children)
+            adapter = workshop.resolved.registered.adapter
+            target = adapted(source, adapter, self.registry, self.children, self.trial)
         except Unsupported as error:
             reason = Verdict.no(error.problem, "the conversion")
             refused = [found for node, found in enumerate(source.provenance) if node in error.nodes]

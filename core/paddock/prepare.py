@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from paddock.cache import Store
 from paddock.child import Children
 from paddock.compile import check_answer
 from paddock.config import HardwareConfig
@@ -93,8 +94,11 @@ class _Job:
         names = (self.registry.canonical(name) for name in self.config.fallback)
         return tuple(dict.fromkeys((self.resolved.name, *names)))
 
-    def plan(self, denied: Denials, notes: Sequence[str] = ()) -> Prepared:
-        """The plan with these nodes kept off these adapters, beside those that the config excludes."""
+    def plan(self, denied: Denials, notes: Sequence[str] = (), trial: Store | None = None) -> Prepared:
+        """The plan with these nodes kept off these adapters, beside those that the config excludes.
+
+        A trial is told to nobody, and what is cut out for it is kept in a store of its own.
+        """
         self.tell(f"planning for {self.resolved.name}")
         for position, name in enumerate(self.config.fallback):
             if self.registry.canonical(name) == self.registry.canonical(self.config.adapter):
@@ -105,19 +109,22 @@ class _Job:
         links = [Link(self.resolved.name, partial(self._workshop, self.resolved))]
         links += [Link(name, partial(self._fallback, name)) for name in self.chain[1:]]
         everywhere = _excluded(self.origin, self.config, links, denied, self.registry)
-        placed = place_model(self.origin, links, everywhere, self.registry, self.children)
+        placed = place_model(self.origin, links, everywhere, self.registry, self.children, trial)
         precision = plan_precision(self.origin, self.config, self.resolved.name)
         parts = tuple(replace(part, precision=self._precision(part, precision)) for part in placed.parts)
         candidates = _references(self.registry, self.origin, self.config.accuracy.verify)
         reference = tuple(entry.adapter.name() for entry in candidates)
         plan = draft(self.config, self.origin, self.resolved, placed, parts, precision, reference, notes)
-        facts = {"adapter": plan.adapter, "key": plan.key}
-        self.registry.observe(Event("plan", self.name, facts))
+        if trial is None:
+            self._announce(plan)
+        return Prepared(self, plan, parts, denied, tuple(notes), trial)
+
+    def _announce(self, plan: Plan) -> None:
+        self.registry.observe(Event("plan", self.name, {"adapter": plan.adapter, "key": plan.key}))
         for name in plan.placement.adapters:
             if name != plan.adapter:
                 nodes = plan.placement.on(name)
                 self.registry.observe(Event("fallback", self.name, {"adapter": name, "nodes": nodes}))
-        return Prepared(self, plan, parts, denied, tuple(notes))
 
     def _workshop(self, resolved: Resolved) -> Workshop:
         _check_contract(resolved, self.origin)
@@ -173,6 +180,8 @@ class Prepared:
     """What planning was told beside the config: nodes that an SDK or a repair keeps off an adapter."""
     notes: tuple[str, ...] = ()
     """What the plan says of them."""
+    trial: Store | None = None
+    """Where the segments of a trial are kept."""
 
     @property
     def name(self) -> str:
@@ -203,10 +212,10 @@ class Prepared:
         """Says in a few words what is being done."""
         self.job.tell(message)
 
-    def again(self, denied: Denials, notes: Sequence[str] = ()) -> Prepared:
-        """The plan made anew with other nodes kept off."""
+    def again(self, denied: Denials, notes: Sequence[str] = (), trial: Store | None = None) -> Prepared:
+        """The plan made anew with other nodes kept off; of a trial, another one."""
         with self.config.named():
-            return self.job.plan(denied, notes)
+            return self.job.plan(denied, notes, trial or self.trial)
 
     def discard(self) -> None:
         """Removes the work folder of a plan that is not carried out."""

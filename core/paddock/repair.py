@@ -6,9 +6,13 @@ says so in its plan, and remembers the answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from paddock.cache import Store
 from paddock.compile import Refused, blamed, tried
 from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
 from paddock.host import ExecutionHost, Outputs
@@ -170,17 +174,18 @@ class _Attempt:
 
     def movable(self) -> list[int]:
         """The nodes that can be moved: those on these adapters that a later one of the chain takes."""
-        placed = self.prepared.plan.placement.nodes
-        nodes = [p.node for p in placed if p.adapter in self.kept_off]
-        while nodes:
-            try:
-                self._planned(frozenset(nodes))
-                break
-            except NotAvailable as error:
-                stuck = set(error.nodes)
-                if not stuck & set(nodes):
-                    raise
-                nodes = [node for node in nodes if node not in stuck]
+        with self._store() as store:
+            placed = self._planned(frozenset(), store).plan.placement.nodes
+            nodes = [p.node for p in placed if p.adapter in self.kept_off]
+            while nodes:
+                try:
+                    self._planned(frozenset(nodes), store)
+                    break
+                except NotAvailable as error:
+                    stuck = set(error.nodes)
+                    if not stuck & set(nodes):
+                        raise
+                    nodes = [node for node in nodes if node not in stuck]
         return nodes
 
     def agrees(self, out: frozenset[int]) -> bool:
@@ -192,21 +197,28 @@ class _Attempt:
 
     def _problem(self, out: frozenset[int]) -> str:
         try:
-            prepared = self._planned(out)
-            for _ in range(_REPLANS):
-                try:
-                    return self._judged(prepared)
-                except Refused as refused:
-                    prepared = replanned(prepared, refused)
+            with self._store() as store:
+                prepared = self._planned(out, store)
+                for _ in range(_REPLANS):
+                    try:
+                        return self._judged(prepared)
+                    except Refused as refused:
+                        prepared = replanned(prepared, refused)
         except (NotAvailable, BuildFailed, RunFailed) as error:
             return error.problem
         return "an SDK refused other nodes each time"
 
-    def _planned(self, out: frozenset[int]) -> Prepared:
+    @contextmanager
+    def _store(self) -> Iterator[Store]:
+        """For the segments of one attempt: each holds weights, and no other attempt has the same."""
+        with tempfile.TemporaryDirectory(dir=self.prepared.job.work, prefix="trial-") as folder:
+            yield Store(Path(folder))
+
+    def _planned(self, out: frozenset[int], store: Store) -> Prepared:
         denied = {name: dict(nodes) for name, nodes in self.prepared.denied.items()}
         for name in self.kept_off:
             denied.setdefault(name, {}).update(dict.fromkeys(out, self.reason))
-        return self.prepared.again(denied)
+        return self.prepared.again(denied, trial=store)
 
     def _judged(self, prepared: Prepared) -> str:
         reference = self.reference

@@ -125,7 +125,7 @@ def test_a_border_that_moves_is_asked_about_again(serve: Deploy, line: Path) -> 
 
 def test_a_refusal_at_compile_time(serve: Deploy, line: Path) -> None:
     deployment = serve(line, fallback=["cpu/onnxruntime"], options={"unsupported": ["b", "d"]})
-    assert on(deployment.plan) == "oOOOo"  # c alone between them is not worth the way
+    assert on(deployment.plan) == "oOoOo"  # nothing else is moved where a build has refused nodes
     assert "while compiling" in reasons(deployment.plan, 1)["cpu/odd"]
     assert "the odd compiler has no such kernel" in reasons(deployment.plan, 3)["cpu/odd"]
     right(deployment)

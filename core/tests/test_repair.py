@@ -133,9 +133,6 @@ def test_a_node_that_is_the_end_of_the_process(serve: Deploy, line: Path, manner
     assert said in repaired(deployment)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="deployment.carry_out hands AccuracyRefused and BuildFailed to repair, but not RunFailed"
-)
 @pytest.mark.parametrize("manner", ["fail_run", "garbage_beside_a_border"])
 def test_a_session_that_gives_up_in_words_of_paddocks(serve: Deploy, line: Path, manner: str) -> None:
     fields: dict[str, Any] = {"options": {"fail_run": ["e"]}}
@@ -144,11 +141,6 @@ def test_a_session_that_gives_up_in_words_of_paddocks(serve: Deploy, line: Path,
     right(serve(line, fallback=ORT, repair=True, **fields))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="attempts are placed like deployments: trimming moves what lies between two excluded nodes as well, so that "
-    "excluding d and h takes the wrong g away with e and f, and h is blamed (Prepared.again knows no trials)",
-)
 def test_cheap_nodes_are_not_blamed_for_others(serve: Deploy, tmp_path: Path) -> None:
     names = "abcdefgh"
     nodes = [(f"{n} {'Tanh' if n in 'dg' else 'Abs'}", f"v{i}", f"v{i + 1}") for i, n in enumerate(names)]
@@ -157,7 +149,6 @@ def test_cheap_nodes_are_not_blamed_for_others(serve: Deploy, tmp_path: Path) ->
     assert odd.WATCH.of("repair")[0]["nodes"] == {"cpu/odd": [3, 6]}
 
 
-@pytest.mark.xfail(strict=True, reason="_Job.plan tells observers of every attempt of a search")
 def test_attempts_are_no_events(serve: Deploy, line: Path) -> None:
     serve(line, fallback=ORT, options={"wrong_nodes": ["a"]}, repair=True)
     assert len(odd.WATCH.of("plan")) == 2 and len(odd.WATCH.of("fallback")) == 1

@@ -102,7 +102,11 @@ def carried(value: Value) -> bool:
 
 
 def place(
-    graph: Graph, chain: Sequence[Candidate], constants: Collection[str] = (), remedy: str | None = None
+    graph: Graph,
+    chain: Sequence[Candidate],
+    constants: Collection[str] = (),
+    remedy: str | None = None,
+    trim: bool = True,
 ) -> Placement:
     """The placement of a model on a chain of adapters.
 
@@ -111,6 +115,7 @@ def place(
         chain: The adapter asked for, then its fallbacks, each with its verdicts.
         constants: Node types that make a constant, which every segment that reads one gets a copy of.
         remedy: For the error's end.
+        trim: Whether nodes that are not worth the way are moved; a search for culprits wants them where they are.
 
     Raises `NotAvailable` (with the `nodes`) where a node is left that nobody takes, with everybody's reasons.
     """
@@ -130,7 +135,7 @@ def place(
         return _placement(graph, chain, (), settled, moved)
     copied = [n.index for n in graph.nodes if n.type in constants and all(c.verdicts[n.index].usable for c in chain)]
     partitioner = Partitioner(graph, copied)
-    for _ in range(_TRIMS):
+    for _ in range(_TRIMS if trim else 0):
         islands = _islands(graph, chain, partitioner.pieces(settled, quick=True))
         if not islands:
             break

@@ -25,11 +25,11 @@ _RANDOM = "draws random numbers, which the standard does not fix"
 
 _WRAPS = (
     "the case's own data are wrong: int8 results beyond the range wrap around, as in the reference, where the standard "
-    "says that QLinearMatMul saturates; onnxruntime saturates"
+    "says that QLinearMatMul saturates, as others do"
 )
 _ROUNDS_LATER = (
     "the case's own data are wrong: align_corners by the length before rounding, as in the reference, where the "
-    "standard says length_resized; onnxruntime does as the standard says"
+    "standard says length_resized, as others do"
 )
 
 KNOWN: Mapping[str, Known] = MappingProxyType(
