@@ -20,6 +20,7 @@ from paddock.plan import Segment
 from paddock.planning.partition import reads
 from paddock.prepare import Prepared, prepare
 from paddock.reading import adapted, extracted
+from paddock.spi import Session
 from paddock.workshop import Part
 
 COUNTS = (2, 8, 32)
@@ -37,15 +38,16 @@ def measure(adapter: str, model: Path, blocks: int) -> list[dict[str, float]]:
         graph = prepared.origin.graph
         cut = {count: _segments(graph, adapter, count) for count in COUNTS}
         calls: dict[int, Callable[[], Any]] = {}
-        hosts: list[ServingHost] = [_loaded(prepared, prepared.parts)]
-        hosts += [_loaded(prepared, _parts(prepared, segments, children)) for segments in cut.values()]
+        clocks = {count: _Clock() for count in (1, *COUNTS)}
+        hosts: list[ServingHost] = [_loaded(prepared, prepared.parts, clocks[1])]
+        hosts += [_loaded(prepared, _parts(prepared, s, children), clocks[count]) for count, s in cut.items()]
         for count, host in zip((1, *COUNTS), hosts, strict=True):
             stack.callback(host.close)
             names = prepared.target if count == 1 else prepared.origin
             given = {names.graph.input_values[0].name: feeds["image"]}
             calls[count] = lambda host=host, given=given: host.run(given)  # type: ignore[misc]
         _agree([call() for call in calls.values()])
-        times = _interleaved(calls, blocks)
+        times, ours = _interleaved(calls, clocks, blocks)
         copies = {count: _copy(graph, segments) for count, segments in cut.items()}
     rows = []
     for count in calls:
@@ -53,7 +55,16 @@ def measure(adapter: str, model: Path, blocks: int) -> list[dict[str, float]]:
         border = statistics.median(extra) * 1e3 / (count - 1) if count > 1 else 0.0
         ms = statistics.median(times[count])
         ratio = statistics.median(one / whole for one, whole in zip(times[count], times[1], strict=True))
-        rows.append({"segments": count, "ms": ms, "ratio": ratio, "border": border, "copy": copies.get(count, 0.0)})
+        own = (statistics.median(ours[count]) - statistics.median(ours[1])) * 1e3 / max(1, count - 1)
+        row = {
+            "segments": count,
+            "ms": ms,
+            "ratio": ratio,
+            "border": border,
+            "copy": copies.get(count, 0.0),
+            "own": own,
+        }
+        rows.append({name: float(value) for name, value in row.items()})
     return rows
 
 
@@ -96,13 +107,39 @@ def _parts(prepared: Prepared, segments: Sequence[Segment], children: Children) 
     return found
 
 
-def _loaded(prepared: Prepared, parts: Sequence[Part]) -> ServingHost:
+class _Clock:
+    """Seconds spent inside sessions."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+
+class _Timed(Session):
+    """A session whose time is taken, to tell an SDK's share from Paddock's."""
+
+    def __init__(self, inner: Session, clock: _Clock) -> None:
+        self._inner = inner
+        self._clock = clock
+        self.bind = inner.bind  # type: ignore[method-assign]
+        self.close = inner.close  # type: ignore[method-assign]
+
+    def run(self, feeds: Any, outputs: Any = None) -> Any:
+        begun = time.perf_counter()
+        found = self._inner.run(feeds, outputs)
+        self._clock.seconds += time.perf_counter() - begun
+        return found
+
+    def close(self) -> None:
+        raise AssertionError  # replaced by the inner session's
+
+
+def _loaded(prepared: Prepared, parts: Sequence[Part], clock: _Clock) -> ServingHost:
     hosts = []
     for part, artifact in zip(parts, build(prepared.plan, parts), strict=True):
         adapter, context = part.workshop.adapter(), part.context
 
         def load(adapter: Any = adapter, artifact: Any = artifact, context: Any = context) -> Any:
-            return adapter.load(artifact, context)
+            return _Timed(adapter.load(artifact, context), clock)
 
         hosts.append(InProcessHost(load, adapter.concurrency.threading, 1, part.name))
     if len(parts) == 1:
@@ -116,20 +153,29 @@ def _agree(answers: Sequence[Mapping[str, Any]]) -> None:
         np.testing.assert_allclose(next(iter(answer.values())), first, rtol=1e-3, atol=1e-4)
 
 
-def _interleaved(calls: Mapping[int, Callable[[], Any]], blocks: int) -> dict[int, list[float]]:
-    """Milliseconds of each call in each block, all of a block one after another, beginning elsewhere each time."""
+def _interleaved(
+    calls: Mapping[int, Callable[[], Any]], clocks: Mapping[int, _Clock], blocks: int
+) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
+    """Milliseconds of each call in each block, and how many of them outside of sessions.
+
+    All calls of a block follow each other, beginning elsewhere each time.
+    """
     order = list(calls)
     for call in calls.values():
         for _ in range(3):
             call()
     times: dict[int, list[float]] = {count: [] for count in calls}
+    ours: dict[int, list[float]] = {count: [] for count in calls}
     for block in range(blocks):
         turn = block % len(order)
         for count in order[turn:] + order[:turn]:
+            clocks[count].seconds = 0.0
             begun = time.perf_counter()
             calls[count]()
-            times[count].append((time.perf_counter() - begun) * 1e3)
-    return times
+            spent = time.perf_counter() - begun
+            times[count].append(spent * 1e3)
+            ours[count].append((spent - clocks[count].seconds) * 1e3)
+    return times, ours
 
 
 def _copy(graph: Graph, segments: Sequence[Segment]) -> float:

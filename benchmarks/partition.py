@@ -30,7 +30,8 @@ def main() -> int:
     arguments = parser.parse_args()
     missed = 0
     print(
-        f"{'adapter':<16} {'segments':>8} {'ms':>9} {'ratio':>7} {'us a border':>12} {'of it a copy':>13} {'over':>7}"
+        f"{'adapter':<16} {'segments':>8} {'ms':>9} {'ratio':>7} {'us a border':>12} {'of it a copy':>13} {'over':>7} "
+        f"{'ours':>6}"
     )
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as scratch:
         from examples.export import EXPORTS
@@ -49,7 +50,7 @@ def main() -> int:
                 missed += over > TARGET_US
                 print(
                     f"{adapter:<16} {row['segments']:>8.0f} {row['ms']:>9.2f} {row['ratio']:>7.3f} "
-                    f"{row['border']:>12.1f} {row['copy']:>13.1f} {over:>7.1f}"
+                    f"{row['border']:>12.1f} {row['copy']:>13.1f} {over:>7.1f} {row['own']:>6.1f}"
                     f"{'  OVER 30 us' if over > TARGET_US else ''}",
                     flush=True,
                 )

@@ -98,14 +98,18 @@ class Flow:
         graph = self.graph
         values: dict[int, Array] = {index: feeds[graph.values[index].name] for index in graph.inputs}
         for wave, dead in zip(self.waves, self.dead, strict=True):
-            others = [n for n in wave[1:] if pool is not None and self.stages[n].heavy]
-            futures = [pool.submit(stages[n], values) for n in others] if pool is not None else []
-            try:
-                made = [stages[n](values) for n in wave if n not in others]
-            finally:
-                wait(futures)  # nothing of this request runs on once it is answered
-            for answer in (*made, *(future.result() for future in futures)):
-                values.update(answer)
+            others = [n for n in wave[1:] if self.stages[n].heavy] if pool is not None else []
+            if not others or pool is None:
+                for number in wave:
+                    values.update(stages[number](values))
+            else:
+                futures = [pool.submit(stages[n], values.copy()) for n in others]
+                try:
+                    made = [stages[n](values) for n in wave if n not in others]
+                finally:
+                    wait(futures)  # nothing of this request runs on once it is answered
+                for answer in (*made, *(future.result() for future in futures)):
+                    values.update(answer)
             for value in dead:
                 values.pop(value, None)
         given = set(graph.inputs)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from paddock.defects import load
-from paddock.graph import Graph, Node
+from paddock.graph import Graph, Node, Shape
 from paddock.plan import Verdict
 
 TABLE = "onnx.reference's operator table"
@@ -40,19 +40,19 @@ class Operators:
         """Yes, or no with the first reason found in the node or in the bodies that it runs."""
         if any(o is not None and o in self.graph.outputs and _is_optional(self.graph, o) for o in node.outputs):
             return Verdict.no("it keeps an optional as a list of one, so that its value is no longer certain", SOURCE)
-        answer = self._one(node, self.graph.opsets)
+        answer = self._one(node, self.graph)
         if not answer.usable:
             return answer
-        for body in node.subgraphs:
-            for inner in body.walk():
-                found = self._one(inner, self.graph.opsets)
-                if not found.usable:
-                    return Verdict.no(f"its body runs {inner.type}: {found.reason}", found.source)
+        for inner, body in _inside(node):
+            found = self._one(inner, body)
+            if not found.usable:
+                return Verdict.no(f"its body runs {inner.type}: {found.reason}", found.source)
         return answer
 
-    def _one(self, node: Node, opsets: Mapping[str, int]) -> Verdict:
+    def _one(self, node: Node, graph: Graph) -> Verdict:
+        opsets = self.graph.opsets
         answer = self._operator(node.domain, node.op, opsets)
-        wrong = _defect(node, opsets) if answer.usable and answer.source != FUNCTION else None
+        wrong = _defect(node, graph, opsets) if answer.usable and answer.source != FUNCTION else None
         return Verdict.no(wrong, SOURCE) if wrong else answer
 
     def _operator(self, domain: str, op: str, opsets: Mapping[str, int]) -> Verdict:
@@ -84,6 +84,14 @@ class Operators:
         called = self.functions.get((domain, proto.op_type), ())
         defaults = {default.name for function in called for default in function.attribute_proto}
         return any(a.ref_attr_name and a.name in defaults for a in proto.attribute)
+
+
+def _inside(node: Node) -> Iterator[tuple[Node, Graph]]:
+    """The nodes of its bodies, at any depth, each with the body that its values stand in."""
+    for body in node.subgraphs:
+        for inner in body.nodes:
+            yield inner, body
+            yield from _inside(inner)
 
 
 def _listed() -> set[str]:
@@ -136,7 +144,13 @@ def _table(domain: str, op: str, version: int | None) -> Verdict:
     return Verdict.yes("expanded", STANDARD)
 
 
-def _loop(node: Node, opsets: Mapping[str, int]) -> str | None:
+def _shape(node: Node, at: int, graph: Graph) -> Shape | None:
+    """The shape of the input at a place; None where it is unknown, or the input left out."""
+    index = node.inputs[at] if at < len(node.inputs) else None
+    return None if index is None else graph.values[index].shape
+
+
+def _loop(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
     for body in node.subgraphs:
         carried = len(body.inputs) - 2
         for value in body.output_values[1 + carried :]:
@@ -145,7 +159,7 @@ def _loop(node: Node, opsets: Mapping[str, int]) -> str | None:
     return None
 
 
-def _scan(node: Node, opsets: Mapping[str, int]) -> str | None:
+def _scan(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
     if opsets.get("", 1) < 9:
         return None  # defects.json says it
     if any(any(node.attributes.get(f"scan_{side}_{what}") or ()) for side in _SIDES for what in ("axes", "directions")):
@@ -158,19 +172,103 @@ def _scan(node: Node, opsets: Mapping[str, int]) -> str | None:
     return None
 
 
-def _regex(node: Node, opsets: Mapping[str, int]) -> str | None:
+def _regex(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
     return None if importlib.util.find_spec("re2") else "it needs google-re2 for it: pip install google-re2"
 
 
+def _optional(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
+    given = node.inputs[0] if node.inputs else None
+    tensor = given is not None and graph.values[given].kind == "tensor"
+    return "it keeps an optional tensor as a list of one, and fails on it" if tensor else None
+
+
+def _max_pool(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
+    given = node.attributes
+    if any(extent != 1 for name in ("strides", "dilations") for extent in given.get(name) or ()):
+        return None  # another implementation; defects.json says the rest
+    if len(node.outputs) > 1 and node.outputs[1] is not None:
+        return "it gives wrong indices of a MaxPool with stride 1"
+    pads = given.get("pads") or ()
+    same = given.get("auto_pad", "NOTSET").startswith("SAME")
+    if any(pads) or same:
+        if len(given["kernel_shape"]) != 2 or given.get("ceil_mode"):
+            return "it pads a MaxPool with stride 1 rightly only over two axes, and where nothing is rounded up"
+        if graph.values[node.inputs[0] or 0].dtype == "int8":
+            return "it pads int8 with 0, which may be the largest"
+    if len(pads) == 4 and pads[1] != pads[2]:
+        return "it takes the pads of a MaxPool with stride 1 in another order"
+    return None
+
+
+def _qlinear_conv(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
+    return None if _shape(node, 4, graph) in ((), (1,)) else "it applies scales of channels to the last axis"
+
+
+def _conv_integer(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
+    several = len(node.inputs) > 3 and node.inputs[3] is not None and _shape(node, 3, graph) not in ((), (1,))
+    return "it fails on a zero point for each channel" if several else None
+
+
+def _gather(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
+    empty = 0 in (_shape(node, 1, graph) or ())
+    return "it loses the other axes where it gathers nothing" if empty else None
+
+
+def _gather_elements(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
+    data, indices = _shape(node, 0, graph), _shape(node, 1, graph)
+    if data is None or indices is None:
+        return "it gathers from fewer than 32 elements only, and the shapes are unknown"
+    axis = node.attributes.get("axis", 0) % len(data)
+    across = [a == b for at, (a, b) in enumerate(zip(data, indices, strict=True)) if at != axis]
+    length = data[axis]
+    if not all(across) or 0 in indices or not isinstance(length, int) or length >= 32:
+        return "it gathers only from fewer than 32 elements, with indices of the same extents across"
+    return None
+
+
+def _scatter_nd(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
+    if node.attributes.get("reduction") not in ("max", "min"):
+        return None
+    indices = _shape(node, 1, graph)
+    return (
+        None
+        if indices is not None and indices[-1:] == (1,)
+        else "it takes an index of several axes for several indices"
+    )
+
+
+def _resize(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
+    given = node.attributes
+    smooth = given.get("mode") == "cubic" or given.get("antialias")
+    if given.get("coordinate_transformation_mode") != "pytorch_half_pixel" or not smooth:
+        return None
+    output = node.outputs[0]
+    before, after = _shape(node, 0, graph), None if output is None else graph.values[output].shape
+    to_one = any(b == 1 != a for a, b in zip(before or (), after or (), strict=False))
+    return "it resizes to one element from half an element before the first" if to_one else None
+
+
+_BFLOAT16 = ("Cast", "CastLike", "Constant", "Identity", "If", "Loop", "Scan")
 _SIDES = ("input", "output")
 _DEFECTS = {
     ("", "Loop"): _loop,
     ("", "Scan"): _scan,
+    ("", "ConvInteger"): _conv_integer,
+    ("", "Gather"): _gather,
+    ("", "GatherElements"): _gather_elements,
+    ("", "MaxPool"): _max_pool,
+    ("", "Optional"): _optional,
+    ("", "QLinearConv"): _qlinear_conv,
+    ("", "Resize"): _resize,
+    ("", "ScatterND"): _scatter_nd,
     ("", "RegexFullMatch"): _regex,
 }
 
 
-def _defect(node: Node, opsets: Mapping[str, int]) -> str | None:
+def _defect(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
     """Why the evaluator would be wrong, or fail, on this very node; None where nothing is known against it."""
+    values = [graph.values[i] for i in (*node.inputs, *node.outputs) if i is not None]
+    if any(value.dtype == "bfloat16" for value in values) and node.op not in _BFLOAT16:
+        return "it has bfloat16 as bits only, and computes with them or asks for ml_dtypes"
     found = _DEFECTS.get((node.domain, node.op))
-    return found(node, opsets) if found else None
+    return found(node, graph, opsets) if found else None
