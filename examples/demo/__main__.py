@@ -36,8 +36,9 @@ unavailable  the hardware, the plugin or the precision is not on this host: depl
 Expected: every fp32 config on the CPU is verified. cpu-mkldnn-no-workarounds switches off Paddock's mend of a defect of
 Paddle 3.3 with oneDNN, which corrupts rotary embeddings without a word: the decoder must be refused; ResNet-50 has no
 such embedding and is verified. cpu-mkldnn-repaired adds "repair": true and a fallback: the few nodes to blame are
-searched for and moved to plain Paddle, and all the others stay on oneDNN (column nodes). bf16 is unavailable on a CPU without AVX-512; on one with it, verified or refused by its
-own error (a routed decoder may flip experts). gpu-tensorrt and npu-ascend wait for their plugins and their hardware."""
+searched for and moved to plain Paddle, and all the others stay on oneDNN (column nodes). bf16 is unavailable on a CPU
+without AVX-512; on one with it, verified or refused by its own error (a routed decoder may flip experts). gpu-tensorrt
+and npu-ascend wait for their plugins and their hardware."""
 
 
 def expected(model: str, config: str) -> frozenset[str]:

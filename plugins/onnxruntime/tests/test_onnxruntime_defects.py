@@ -111,7 +111,33 @@ def digits(dtype: str) -> Case:
     return Case("Cast", {"x": x}, np.array([str(x[0])], object), {"to": onnx.TensorProto.STRING})
 
 
+def row(*numbers: float) -> Any:
+    return np.array([[numbers]], np.float32)
+
+
+def transposed(kernel: int, stride: int, **attributes: Any) -> Case:
+    """Two elements, each of them followed by what the stride leaves between them."""
+    answer = np.zeros(2 * stride)
+    for at in (0, stride):
+        answer[at : at + kernel] += 1
+    feeds = {"x": row(1, 1), "w": np.ones((1, 1, kernel), np.float32)}
+    return Case("ConvTranspose", feeds, row(*answer), {"strides": [stride], "auto_pad": "SAME_UPPER", **attributes})
+
+
 WRONG = {
+    "convtranspose-same-narrow": [transposed(1, 2), transposed(2, 3)],
+    "pool-same-dilated": [
+        Case(
+            "MaxPool",
+            {"x": row(*range(9))},
+            row(2, 3, 4, 5, 6, 7, 8, 7, 8),
+            {"kernel_shape": [3], "dilations": [2], "auto_pad": "SAME_UPPER"},
+        )
+    ],
+    "reduce-nothing-to-do": [
+        Case(f"Reduce{name}", {"x": row(-1, 2)}, row(-1, 2), {"noop_with_empty_axes": 1})
+        for name in ("L1", "L2", "SumSquare")
+    ],
     "cast-string-digits": [digits("float64"), digits("float32")],
     "dft-odd-length": [dft(1000), dft(500)],
     "stft-odd-frame": [stft(400)],
@@ -119,6 +145,8 @@ WRONG = {
     "maxunpool-output-shape": [unpool((1, 1, 5, 5))],
 }
 RELATED = {
+    "convtranspose to twice the extent": transposed(2, 2, kernel_shape=[2]),
+    "reduction of all": Case("ReduceL1", {"x": row(-1, 2)}, row(3)),
     "cast of integers": Case("Cast", {"x": np.array([7])}, np.array(["7"], object), {"to": onnx.TensorProto.STRING}),
     "dft of 1024": dft(1024),
     "averagepool that does not count pads": average(),

@@ -172,7 +172,20 @@ def steps() -> Any:
     return np.array([0, 2, -3, -2.5, 1.34, 0.5], np.float32)
 
 
+def softmax(*shape: int, opset: int = 11, **attributes: int) -> Case:
+    """As before opset 13: over all axes from `axis` on, as one."""
+    x = normal(*shape)
+    rows = np.exp(x.reshape(int(np.prod(shape[: attributes.get("axis", 1) % len(shape)])), -1))
+    return Case("Softmax", {"x": x}, attributes, opset=opset, answer=(rows / rows.sum(1, keepdims=True)).reshape(shape))
+
+
 WRONG = {
+    "softmax-before-13": [
+        softmax(2, 3, 4),
+        softmax(2, 3, 4, axis=-2, opset=12),
+        softmax(2, 3, axis=0),
+        softmax(2, 3, axis=-2, opset=12),
+    ],
     "averagepool-ceil-counts-pad": [pool("AveragePool", 2, 2, count_include_pad=1)],
     "maxpool-late-window": [pool("MaxPool", 1, 2, 4), pool("MaxPool", 2, 3, 3)],
     "cast-float8-saturate": [narrow(T.FLOAT8E4M3FN), narrow(T.FLOAT8E5M2, saturate=1)],
@@ -202,6 +215,9 @@ WRONG = {
     "tile-fed-repeats": [tile(4, True), tile(5, True)],
 }
 RELATED = {
+    "softmax of opset 9": softmax(2, 3, 4, opset=9),
+    "softmax over the last axis": softmax(2, 3, 4, axis=-1),
+    "softmax of a matrix": softmax(2, 3),
     "averagepool that does not count pads": pool("AveragePool", 2, 2),
     "maxpool that rounds up": pool("MaxPool", 3, 2, 6),
     "cast that does not saturate": narrow(T.FLOAT8E4M3FN, saturate=0),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from paddock.defects import load
-from paddock.graph import Graph, Node, Shape
+from paddock.graph import Dim, Graph, Node, Shape
 from paddock.plan import Verdict
 
 TABLE = "onnx.reference's operator table"
@@ -182,19 +182,24 @@ def _optional(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None
     return "it keeps an optional tensor as a list of one, and fails on it" if tensor else None
 
 
-def _max_pool(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
+def _pool(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
     given = node.attributes
-    if any(extent != 1 for name in ("strides", "dilations") for extent in given.get(name) or ()):
-        return None  # another implementation; defects.json says the rest
+    kernel = given["kernel_shape"]
+    ones = [1] * len(kernel)
+    strides, dilations = (given.get(name) or ones for name in ("strides", "dilations"))
+    same = given.get("auto_pad", "NOTSET").startswith("SAME")
+    spans = [dilation * (size - 1) + 1 for size, dilation in zip(kernel, dilations, strict=True)]
+    if same and any(span < stride for span, stride in zip(spans, strides, strict=True)):
+        return "it shifts the windows, or fails, where SAME would leave elements out"
+    if node.op != "MaxPool" or any(extent != 1 for extent in (*strides, *dilations)):
+        return None  # defects.json says the rest
+    pads = given.get("pads") or ()
     if len(node.outputs) > 1 and node.outputs[1] is not None:
         return "it gives wrong indices of a MaxPool with stride 1"
-    pads = given.get("pads") or ()
-    same = given.get("auto_pad", "NOTSET").startswith("SAME")
-    if any(pads) or same:
-        if len(given["kernel_shape"]) != 2 or given.get("ceil_mode"):
-            return "it pads a MaxPool with stride 1 rightly only over two axes, and where nothing is rounded up"
-        if graph.values[node.inputs[0] or 0].dtype == "int8":
-            return "it pads int8 with 0, which may be the largest"
+    if graph.values[node.inputs[0] or 0].dtype == "int8":
+        return "it pads int8 with nan in a MaxPool with stride 1"
+    if (any(pads) or same) and (len(kernel) != 2 or given.get("ceil_mode")):
+        return "it pads a MaxPool with stride 1 rightly only over two axes, and where nothing is rounded up"
     if len(pads) == 4 and pads[1] != pads[2]:
         return "it takes the pads of a MaxPool with stride 1 in another order"
     return None
@@ -214,14 +219,18 @@ def _gather(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
     return "it loses the other axes where it gathers nothing" if empty else None
 
 
+def _stated(*dims: Dim) -> bool:
+    return all(isinstance(dim, int) for dim in dims)
+
+
 def _gather_elements(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
     data, indices = _shape(node, 0, graph), _shape(node, 1, graph)
     if data is None or indices is None:
-        return "it gathers from fewer than 32 elements only, and the shapes are unknown"
+        return None  # it fails aloud where it cannot
     axis = node.attributes.get("axis", 0) % len(data)
-    across = [a == b for at, (a, b) in enumerate(zip(data, indices, strict=True)) if at != axis]
+    across = [a == b for at, (a, b) in enumerate(zip(data, indices, strict=False)) if at != axis and _stated(a, b)]
     length = data[axis]
-    if not all(across) or 0 in indices or not isinstance(length, int) or length >= 32:
+    if not all(across) or 0 in indices or (isinstance(length, int) and length >= 32):
         return "it gathers only from fewer than 32 elements, with indices of the same extents across"
     return None
 
@@ -230,11 +239,8 @@ def _scatter_nd(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | No
     if node.attributes.get("reduction") not in ("max", "min"):
         return None
     indices = _shape(node, 1, graph)
-    return (
-        None
-        if indices is not None and indices[-1:] == (1,)
-        else "it takes an index of several axes for several indices"
-    )
+    one = indices is not None and len(indices) > 0 and indices[-1] == 1
+    return None if one else "it takes an index of several axes for several indices"
 
 
 def _resize(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
@@ -256,7 +262,9 @@ _DEFECTS = {
     ("", "ConvInteger"): _conv_integer,
     ("", "Gather"): _gather,
     ("", "GatherElements"): _gather_elements,
-    ("", "MaxPool"): _max_pool,
+    ("", "AveragePool"): _pool,
+    ("", "LpPool"): _pool,
+    ("", "MaxPool"): _pool,
     ("", "Optional"): _optional,
     ("", "QLinearConv"): _qlinear_conv,
     ("", "Resize"): _resize,

@@ -6,7 +6,7 @@ A test that fails here because the numbers are right is good news: the entry's `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,120 @@ def corners(**sizes: Any) -> Case:
     return Case("Resize", feeds, np.array([[1, 4]], np.float32), attributes, inputs)
 
 
+def one(op: str, x: Any, answer: Any, *more: Any, opset: int = 19, skip: int = 0, **attributes: Any) -> Case:
+    """A node fed with x and `more`, of which the first `skip` inputs after x are left out."""
+    arrays = [np.asarray(array) for array in (answer, x, *more)]
+    answer, x, *more_ = (array.astype(np.float32) if array.dtype == np.float64 else array for array in arrays)
+    feeds = {"x": x, **{f"i{at}": array for at, array in enumerate(more_)}}
+    names = ("x", *[""] * skip, *list(feeds)[1:])
+    return Case(op, feeds, answer, attributes, names, opset=opset)
+
+
+def row(*numbers: float) -> Any:
+    return np.array([[numbers]], np.float32)
+
+
+def loop(conditioned: bool) -> Case:
+    """Three times plus one."""
+    body = helper.make_graph(
+        [helper.make_node("Add", ["a", "x"], ["b"]), helper.make_node("Identity", ["go"], ["on"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, [1]),
+        ],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("b", 1, [1])],
+    )
+    feeds = {"n": np.array(3), "go_": np.array(True), "x": np.ones(1, np.float32)}
+    names = ("n", "go_" if conditioned else "", "x")
+    return Case("Loop", feeds, np.full(1, 4, np.float32), {"body": body}, names)
+
+
+def convolved(op: str, edges: tuple[int, int], stride: int = 1, **attributes: Any) -> Case:
+    """Nine elements, three at a time."""
+    x = np.arange(1, 10)
+    padded = np.pad(x, edges)
+    answer = [padded[at : at + 3] @ [1, 2, 3] for at in range(0, len(padded) - 2, stride)]
+    kind, result = (np.uint8, np.int32) if op == "ConvInteger" else (np.float32, np.float32)
+    w = np.array([[[1, 2, 3]]], kind)
+    given = {**attributes, **({"strides": [stride]} if stride != 1 else {})}
+    return one(op, x.reshape(1, 1, 9).astype(kind), np.array([[answer]], result), w, **given)
+
+
+def crop(scale: float) -> Case:
+    """The corners of the whole, as one region."""
+    region, scales = np.array([0, 1], np.float32), np.array([scale], np.float32)
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}
+    return one("Resize", np.arange(5, dtype=np.float32), np.array([0, 4], np.float32), region, scales, **attributes)
+
+
+CEIL = {"ceil_mode": 1, "kernel_shape": [3], "strides": [3]}
+UP = {"auto_pad": "SAME_UPPER"}
+NO_AXES = np.zeros(0, np.int64)
+
 WRONG = {
+    "loop-without-condition": [loop(False)],
+    "conv-auto-pad": [
+        convolved("Conv", (0, 0), auto_pad="VALID"),
+        convolved("ConvInteger", (0, 0), auto_pad="VALID"),
+        convolved("Conv", (1, 1), 2, auto_pad="SAME_LOWER"),
+        convolved("Conv", (0, 0), 3, auto_pad="SAME_UPPER"),
+    ],
+    "convtranspose-groups": [
+        one("ConvTranspose", [[[1.0], [2.0]]], [[[11.0], [22.0]]], np.ones((2, 1, 1)), [10.0, 20.0], group=2),
+        one("ConvTranspose", np.ones((1, 4, 1)), np.full((1, 4, 1), 2.0), np.ones((4, 2, 1)), group=2),
+    ],
+    "convtranspose-output-shape": [
+        one("ConvTranspose", row(1, 2), row(1, 3, 2), np.ones((1, 1, 3), np.float32), strides=[1], output_shape=[3])
+    ],
+    "maxpool-same-lower": [
+        one("MaxPool", row(*range(9)), row(1, 3, 5, 7, 8), kernel_shape=[3], strides=[2], auto_pad="SAME_LOWER")
+    ],
+    "pool-auto-pad-dilated": [
+        one("AveragePool", row(*range(9)), row(2, 3, 4, 5, 6), kernel_shape=[3], dilations=[2], auto_pad="VALID")
+    ],
+    "pool-ceil-shifts": [one("AveragePool", row(1, 2, 3, 9), row(2, 9), **CEIL)],
+    "globalmaxpool-rank": [one("GlobalMaxPool", row(1, 2), row(2))],
+    "scatterelements-mul": [
+        one("ScatterElements", [5.0, 1.0], [30.0, 1.0], [0, 0], [2.0, 3.0], reduction="mul"),
+        one("ScatterElements", [[[[[5.0]]]]], [[[[[2.0]]]]], [[[[[0]]]]], [[[[[2.0]]]]]),
+    ],
+    "lpnormalization-signs": [one("LpNormalization", [1.0, -3.0], [0.25, -0.75], p=1)],
+    "reduce-nothing-to-do": [
+        one(f"Reduce{name}", [[1.0, 2.0]], [[1.0, 2.0]], NO_AXES, noop_with_empty_axes=1) for name in ("Max", "Mean")
+    ],
+    "integer-sums": [
+        one("CumSum", np.ones(2, np.int32), np.array([1, 2], np.int32), np.array(0)),
+        one("ReduceSumSquare", np.ones(2, np.int32), np.array([2], np.int32)),
+        one("ReduceLogSum", np.ones(1, np.int64), np.zeros(1, np.int64)),
+        one("ReduceLogSumExp", np.ones(1, np.int64), np.ones(1, np.int64)),
+    ],
+    "topk-unsigned": [
+        one("TopK", np.array([[0, 1, 2]], np.uint8), np.array([[2]], np.uint8), [1]),
+        one("TopK", row(0, 1, 2), row(2), [1], sorted=0),
+    ],
+    "rnn-before-14": [replace(rnn(), opset=7)],
+    "roialign-before-16": [
+        one(
+            "RoiAlign",
+            np.arange(4.0, dtype=np.float32).reshape(1, 1, 2, 2),
+            np.full((1, 1, 1, 1), 1.5, np.float32),
+            np.array([[0, 0, 1, 1]], np.float32),
+            [0],
+            opset=10,
+            sampling_ratio=1,
+        )
+    ],
+    "unique-places": [one("Unique", [[2.0, 1.0, 1.0]], [[2.0, 1.0, 1.0]], axis=0, sorted=0)],
+    "not-implemented-forms": [
+        one("Upsample", row(1, 2), row(1, 1, 2, 2), opset=7, scales=[1.0, 1.0, 2.0]),
+        one("Upsample", row(1), row(1, 1), np.array([1, 1, 2], np.float32), opset=9, mode="linear"),
+        one("Resize", row(1), row(1, 1), np.array([1, 1, 2], np.float32), opset=10),
+        one("GridSample", [[[[1.0]]]], [[[[1.0]]]], [[[[0.0, 0.0]]]], opset=16),
+        one("LayerNormalization", [[1.0, 3.0]], [[-1.0, 1.0]], [1.0, 1.0], stash_type=0),
+    ],
+    "resize-fractional-crop": [crop(0.5)],
     "recurrent-direction": [rnn("reverse"), rnn("bidirectional")],
     "recurrent-lengths": [rnn(lengths=(3, 1))],
     "recurrent-settings": [
@@ -190,6 +303,21 @@ WRONG = {
     "resize-fractional-corners": [corners(scales=np.array([1, 0.6], np.float32))],
 }
 RELATED = {
+    "loop with a condition": loop(True),
+    "conv without pads": convolved("Conv", (0, 0)),
+    "conv with pads and a stride": convolved("Conv", (1, 1), 2, pads=[1, 1]),
+    "conv to the same extent": convolved("Conv", (1, 1), auto_pad="SAME_UPPER"),
+    "convtranspose": one("ConvTranspose", row(1, 2), row(1, 3, 3, 2), np.ones((1, 1, 3), np.float32)),
+    "maxpool upwards": one("MaxPool", row(*range(9)), row(1, 3, 5, 7, 8), kernel_shape=[3], strides=[2], **UP),
+    "maxpool with a stride": one(
+        "MaxPool", row(*range(9)), row(1, 3, 5, 7, 8), kernel_shape=[3], strides=[2], pads=[1, 1]
+    ),
+    "globalmaxpool of an image": one("GlobalMaxPool", [row(1, 2)], [row(2)]),
+    "scatterelements": one("ScatterElements", [5.0, 1.0], [10.0, 1.0], [0, 0], [2.0, 3.0], reduction="add"),
+    "lpnormalization": one("LpNormalization", [3.0, -4.0], [0.6, -0.8]),
+    "reduction of all": one("ReduceMax", [1.0, 2.0], [2.0]),
+    "cumsum": one("CumSum", [1.0, 2.0], [1.0, 3.0], np.array(0)),
+    "topk": one("TopK", row(0, 1, 2), row(2), [1]),
     "rnn": rnn(),
     "lstm": lstm(outputs=2),
     "lstm with its own activations": lstm(activations=["Sigmoid", "Tanh", "Tanh"]),
