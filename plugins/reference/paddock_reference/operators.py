@@ -193,7 +193,7 @@ def _pool(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
         return "it shifts the windows, or fails, where SAME would leave elements out"
     if node.op != "MaxPool" or any(extent != 1 for extent in (*strides, *dilations)):
         return None  # defects.json says the rest
-    pads = given.get("pads") or ()
+    pads: list[int] = given.get("pads") or []
     if len(node.outputs) > 1 and node.outputs[1] is not None:
         return "it gives wrong indices of a MaxPool with stride 1"
     if graph.values[node.inputs[0] or 0].dtype == "int8":
@@ -250,7 +250,10 @@ def _resize(node: Node, graph: Graph, opsets: Mapping[str, int]) -> str | None:
         return None
     output = node.outputs[0]
     before, after = _shape(node, 0, graph), None if output is None else graph.values[output].shape
-    to_one = any(b == 1 != a for a, b in zip(before or (), after or (), strict=False))
+    if before is None or after is None:
+        return "it may be asked for one element, which it takes from half an element before the first"
+    # A symbol of its own may stand for one.
+    to_one = any(a != 1 and (b == 1 or (b != a and not _stated(b))) for a, b in zip(before, after, strict=False))
     return "it resizes to one element from half an element before the first" if to_one else None
 
 
