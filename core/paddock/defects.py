@@ -66,7 +66,7 @@ class Pattern:
     inputs: Specifiers = _ANY
     rank: Specifiers = _ANY
     opset: Specifiers = _ANY
-    form: Literal["empty", "uneven", "late window"] | None = None
+    form: Literal["adds several", "empty", "uneven", "late window"] | None = None
 
     def matches(self, node: Node, graph: Graph) -> bool:
         """Whether this very node of `graph` (a model's, or a body's) has the wrong form; its own bodies apart."""
@@ -245,11 +245,31 @@ def _may_start_late(node: Node, graph: Graph) -> bool:
     return any(stride + end > span for stride, end, span in zip(strides, ends, spans, strict=True))
 
 
+def _may_add_several(node: Node, graph: Graph) -> bool:
+    kernel = node.attributes.get("kernel_shape", ())
+    ones = [1] * len(kernel)
+    strides, dilations = (node.attributes.get(name) or ones for name in ("strides", "dilations"))
+    pads = node.attributes.get("pads") or [0, 0] * len(kernel)
+    value = _value(node, "input 0", graph)
+    extents = value.shape[2:] if value is not None and value.shape is not None else (None,) * len(kernel)
+    for axis, (size, stride, dilation, extent) in enumerate(zip(kernel, strides, dilations, extents, strict=False)):
+        if stride <= 2:
+            continue  # rounding up adds less than a stride
+        if not isinstance(extent, int):
+            return True
+        rest = (extent + pads[axis] + pads[axis + len(kernel)] - dilation * (size - 1) - 1) % stride
+        if rest and stride - rest > 1:
+            return True
+    return False
+
+
 FORMS: Mapping[str, Callable[[Node, Graph], bool]] = {
+    "adds several": _may_add_several,
     "empty": _may_be_empty,
     "uneven": _may_be_uneven,
     "late window": _may_start_late,
 }
-"""Properties of a node: "empty", an extent of the first input is stated as 0, or may be; "uneven", one of its extents
-but the last is, or may be, no power of two; "late window", a pooling window may begin beyond the input and its first
-padding when the number of windows is rounded up."""
+"""Properties of a node: "adds several", rounding the number of pooling windows up adds more than one element to an
+axis, or may; "empty", an extent of the first input is stated as 0, or may be; "uneven", one of its extents but the last
+is, or may be, no power of two; "late window", a pooling window may begin beyond the input and its first padding when
+the number of windows is rounded up."""

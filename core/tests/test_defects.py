@@ -30,6 +30,10 @@ def graph_of(*nodes: Node, values: tuple[Value, ...] = (), **more: Any) -> Graph
     return Graph(nodes, values, **{"inputs": (), "outputs": (), "opsets": {"": 17}, **more})
 
 
+def pool(kernel: int, stride: int) -> Node:
+    return Node(0, "P", (0,), (1,), attributes={"kernel_shape": [kernel], "strides": [stride]})
+
+
 def entry(**changes: Any) -> Defect:
     return TypeAdapter(Defect).validate_python({**ENTRY, **changes})
 
@@ -77,6 +81,11 @@ RELU = Node(0, "Relu", (0,), (1,))
         ({"opset": "<9"}, RELU, {}, False),
         ({"opset": "<9"}, RELU, {"opsets": {"": 8}}, True),
         ({"opset": "<9"}, RELU, {"opsets": {}}, True),
+        ({"form": "adds several"}, pool(3, 3), {"values": (Value("x", "float32", (1, 1, 5)),)}, False),
+        ({"form": "adds several"}, pool(3, 3), {"values": (Value("x", "float32", (1, 1, 6)),)}, False),
+        ({"form": "adds several"}, pool(3, 3), {"values": (Value("x", "float32", (1, 1, 7)),)}, True),
+        ({"form": "adds several"}, pool(3, 3), {"values": (Value("x", "float32", (1, 1, "n")),)}, True),
+        ({"form": "adds several"}, pool(3, 2), {"values": (Value("x", "float32", (1, 1, "n")),)}, False),
         ({"form": "empty"}, RELU, {}, False),
         ({"form": "empty"}, RELU, {"values": (Value("x", "float32", (2, 0)),)}, True),
         ({"form": "empty"}, RELU, {"values": (Value("x", "float32", ("n", 2)),)}, False),

@@ -38,7 +38,10 @@ class Operators:
 
     def verdict(self, node: Node) -> Verdict:
         """Yes, or no with the first reason found in the node or in the bodies that it runs."""
-        if any(o is not None and o in self.graph.outputs and _is_optional(self.graph, o) for o in node.outputs):
+        # What Identity hands on is what it was fed.
+        fed = node.op == "Identity" and node.inputs[0] in self.graph.inputs
+        ends = [o for o in node.outputs if o is not None and o in self.graph.outputs and not fed]
+        if any(_is_optional(self.graph, output) for output in ends):
             return Verdict.no("it keeps an optional as a list of one, so that its value is no longer certain", SOURCE)
         answer = self._one(node, self.graph)
         if not answer.usable:

@@ -35,15 +35,12 @@ EXPECTED: dict[str, str] = {
 # Refused by select_operators or a known defect: test -> a part of the verdict's reason. Strict both ways.
 REFUSED: dict[str, str] = {
     "test_adam_multiple": "Adam rightly for one tensor only",
-    "test_averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_True": "shifts all windows",
-    "test_averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_True": "shifts all windows",
     "test_conv_with_autopad_same": "the batch and the channels for the extents",
     "test_convtranspose_group_2": "ConvTranspose in groups",
     "test_convtranspose_group_2_image_3": "ConvTranspose in groups",
     "test_convtranspose_kernel_shape": "output_shape",
     "test_convtranspose_output_shape": "output_shape",
     "test_maxpool_with_argmax_2d_precomputed_pads": "wrong indices",
-    "test_identity_opt": "an optional",
     "test_if_opt": "an optional",
     "test_range_float_type_positive_delta_expanded": "what a Loop scans",
     "test_range_int32_type_negative_delta_expanded": "what a Loop scans",
