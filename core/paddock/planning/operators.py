@@ -19,7 +19,7 @@ from paddock.planning import cost
 from paddock.planning.partition import Partitioner, Piece, reads
 
 _SHOWN = 5
-_TRIMS = 4
+_TRIMS = 2
 """How often trimming is repeated: what is moved can leave another island behind."""
 
 CARRIED = frozenset(

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from paddock.graph import Graph, Node
 
+_MANY = 1024
+"""From how many segments on another beginning, which may save one of them, is not worth its time."""
 _JOINABLE = 256
 """Up to how many segments are tried for joining, which takes time by their square."""
 
@@ -77,10 +79,12 @@ class Partitioner:
             quick: Whether one beginning will do, for a placement that is still going to change.
         """
         present = sorted({owner for node, owner in enumerate(owners) if node not in self.free})
-        tried = (
-            _greedy(owners, self.before, self.after, self.free, first) for first in present[: 1 if quick else None]
-        )
-        groups: list[list[int]] = min(tried, key=len, default=[])
+        groups: list[list[int]] = []
+        for first in present:
+            found = _greedy(owners, self.before, self.after, self.free, first)
+            groups = found if not groups or len(found) < len(groups) else groups
+            if quick or len(groups) > _MANY:
+                break
         return tuple(self._pieces(_joined(groups, owners, self.before), owners))
 
     def _pieces(self, groups: list[list[int]], owners: Sequence[int]) -> Iterator[Piece]:

@@ -30,8 +30,9 @@ def verify_placement(graph: Graph, placement: Placement, constants: Collection[s
         _must(owners[node.index].adapter == placed.adapter, f"{node.label} is not placed where its segment runs")
     known = set(graph.inputs)
     whole = len(placement.segments) == 1
+    initializers, ends = set(graph.initializers), {*graph.inputs, *graph.outputs}
     for segment in placement.segments:
-        _check_segment(graph, segment, known, constants, whole)
+        _check_segment(graph, segment, known, constants, whole, initializers, ends)
         known.update(v for v in segment.outputs)
     needed = {v for segment in placement.segments for v in segment.inputs} | set(graph.outputs)
     _must(needed <= known, "somebody needs a value that no segment hands out")
@@ -41,7 +42,15 @@ def verify_placement(graph: Graph, placement: Placement, constants: Collection[s
         _must(not idle or len(segment.outputs) == 1, f"segment {segment.index} hands out values that nobody needs")
 
 
-def _check_segment(graph: Graph, segment: Segment, known: set[int], constants: Collection[str], whole: bool) -> None:
+def _check_segment(
+    graph: Graph,
+    segment: Segment,
+    known: set[int],
+    constants: Collection[str],
+    whole: bool,
+    initializers: set[int],
+    ends: set[int],
+) -> None:
     name = f"segment {segment.index}"
     inside: set[int] = set()
     for index in (*segment.nodes, *segment.constants):
@@ -51,16 +60,16 @@ def _check_segment(graph: Graph, segment: Segment, known: set[int], constants: C
         _must(node.type in constants and not reads(node), f"{name} copies {node.label}, which makes no constant")
         _must(copied not in segment.nodes, f"{name} copies a node of its own")
     used = {v for index in segment.nodes for v in reads(graph.nodes[index])}
-    outside = used - inside - set(graph.initializers)
+    outside = used - inside - initializers
     _must(outside <= set(segment.inputs), f"{name} reads values that are not among its inputs")
     _must(whole or set(segment.inputs) <= outside, f"{name} has inputs that it does not read")
     _must(set(segment.inputs) <= known, f"{name} reads values that are made after it")
     made = {v for index in segment.nodes for v in graph.nodes[index].outputs}
     _must(
-        whole or set(segment.outputs) <= made | set(graph.initializers),
+        whole or set(segment.outputs) <= made | initializers,
         f"{name} hands out values that it does not make",
     )
-    for value in {*segment.inputs, *segment.outputs} - {*graph.inputs, *graph.outputs}:
+    for value in {*segment.inputs, *segment.outputs} - ends:
         found = graph.values[value]
         _must(found.dtype is not None and found.kind != "map", f"{name}: {found.name!r} has no type to cross a border")
 
