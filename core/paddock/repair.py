@@ -116,7 +116,7 @@ def repair(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepare
         if not culprits.nodes:
             raise BuildFailed("it agrees in a child process: there is nothing to search for")
     except PaddockError as failed:
-        error.add_note(f"the repair failed: {failed.problem}")
+        error.candidates = (*error.candidates, f"the repair failed: {failed.problem}")
         raise error from failed
     facts = {"nodes": {a: list(n) for a, n in culprits.nodes.items()}, "runs": culprits.runs}
     prepared.registry.observe(Event("repair", prepared.name, facts))

@@ -243,7 +243,7 @@ def test_the_first_error_stands_where_nothing_helps(serve: Deploy, line: Path) -
     with pytest.raises(AccuracyRefused) as caught:
         serve(line, fallback=["cpu/wrong-at-neg"], options={"wrong_types": ["Neg"]}, repair=True)
     assert caught.value.problem == plain.value.problem and caught.value.report == plain.value.report
-    assert any("the repair failed: even with all of its nodes on" in note for note in caught.value.__notes__)
+    assert "the repair failed: even with all of its nodes on" in str(caught.value)
     assert odd.WATCH.of("repair") == []
 
 
@@ -251,7 +251,7 @@ def test_a_search_that_takes_too_long_is_given_up(serve: Deploy, line: Path, mon
     monkeypatch.setattr(repair_module, "RUNS", 3)
     with pytest.raises(AccuracyRefused) as caught:
         serve(line, fallback=ORT, options={"wrong_nodes": ["b", "g"]}, repair=True)
-    assert caught.value.__notes__ == ["the repair failed: no set of nodes was found to blame in 3 runs"]
+    assert caught.value.candidates == ("the repair failed: no set of nodes was found to blame in 3 runs",)
 
 
 def test_a_check_that_proves_nothing_is_not_repaired(serve: Deploy, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_check_that_proves_nothing_is_not_repaired(serve: Deploy, tmp_path: Pa
     )
     with pytest.raises(AccuracyRefused, match="inconclusive") as caught:
         serve(model, fallback=ORT, repair=True)
-    assert not hasattr(caught.value, "__notes__")
+    assert "the repair failed" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fields", [{"repair": True}, {"repair": True, "fallback": ORT, "accuracy": {"verify": "off"}}])
@@ -303,15 +303,15 @@ def test_bisect_over_several_adapters(registry: Registry, children: Children, se
 
 
 def test_bisect_where_there_is_nothing_to_find(registry: Registry, children: Children, line: Path) -> None:
-    ask = {"registry": registry, "children": children}
-    found = bisect(line, config(operators={"exclude": {"cpu/odd": ["b"]}}, fallback=ORT), **ask)  # type: ignore[arg-type]
+    ask: dict[str, Any] = {"registry": registry, "children": children}
+    found = bisect(line, config(operators={"exclude": {"cpu/odd": ["b"]}}, fallback=ORT), **ask)
     assert found.nodes == {} and found.culprits.runs == 1 and found.culprits.problem == ""
     assert found.config["operators"] == {"exclude": {"cpu/odd": ["b"]}}
     with pytest.raises(NotAvailable, match="even with all of its nodes on cpu/wrong-at-neg"):
         wrong = config(fallback=["cpu/wrong-at-neg"], options={"wrong_types": ["Neg"]})
-        bisect(line, wrong, **ask)  # type: ignore[arg-type]
+        bisect(line, wrong, **ask)
     with pytest.raises(PaddockError, match="verify"):
-        bisect(line, config(accuracy={"verify": "off"}), **ask)  # type: ignore[arg-type]
+        bisect(line, config(accuracy={"verify": "off"}), **ask)
 
 
 def test_bisect_with_nobody_to_move_nodes_to(children: Children, line: Path, tmp_path: Path) -> None:
