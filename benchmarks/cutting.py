@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def measure(adapter: str, model: Path, blocks: int) -> list[dict[str, float]]:
             stack.callback(host.close)
             names = prepared.target if count == 1 else prepared.origin
             given = {names.graph.input_values[0].name: feeds["image"]}
-            calls[count] = lambda host=host, given=given: host.run(given)  # type: ignore[misc]
+            calls[count] = partial(host.run, given)
         _agree([call() for call in calls.values()])
         times, ours = _interleaved(calls, clocks, blocks)
         copies = {count: _copy(graph, segments) for count, segments in cut.items()}
@@ -120,8 +121,6 @@ class _Timed(Session):
     def __init__(self, inner: Session, clock: _Clock) -> None:
         self._inner = inner
         self._clock = clock
-        self.bind = inner.bind  # type: ignore[method-assign]
-        self.close = inner.close  # type: ignore[method-assign]
 
     def run(self, feeds: Any, outputs: Any = None) -> Any:
         begun = time.perf_counter()
@@ -129,8 +128,11 @@ class _Timed(Session):
         self._clock.seconds += time.perf_counter() - begun
         return found
 
+    def bind(self, buffers: Any) -> frozenset[str]:
+        return self._inner.bind(buffers)
+
     def close(self) -> None:
-        raise AssertionError  # replaced by the inner session's
+        self._inner.close()
 
 
 def _loaded(prepared: Prepared, parts: Sequence[Part], clock: _Clock) -> ServingHost:

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from paddock.graph import Graph, Node, Value
 from paddock.plan import Verdict
@@ -31,8 +32,8 @@ def main() -> int:
         for size in SIZES:
             graph, chain = _case(size, chance)
             placement = place(graph, chain)
-            seconds = _median(lambda graph=graph, chain=chain: place(graph, chain))  # type: ignore[misc]
-            checking = _median(lambda graph=graph, found=placement: verify_placement(graph, found))  # type: ignore[misc]
+            seconds = _median(partial(place, graph, chain))
+            checking = _median(partial(verify_placement, graph, placement))
             over = size == SIZES[-1] and seconds > TARGET_SECONDS
             missed += over
             print(
