@@ -11,6 +11,7 @@ from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.errors import NotAvailable
 from paddock.prepare import ConfigSource, ModelSource, Progress, prepare
+from paddock.reading import open_model
 from paddock.registry import Registry
 from paddock.repair import Culprits, search
 
@@ -49,15 +50,13 @@ def bisect(
     if children is None:
         with Children() as own:
             return bisect(model, config, registry=registry, children=own, progress=progress)
-    prepared = prepare(model, _without_repair(config, config.fallback), children=children, registry=registry)
-    prepared.discard()
+    config = config.model_copy(update={"repair": False})
     if not config.fallback:
-        names = [entry.adapter.name() for entry in registry.references(prepared.origin.format)]
-        others = tuple(name for name in names if name != prepared.plan.adapter)
-        config = _without_repair(config, others)
-    prepared = prepare(
-        model, _without_repair(config, config.fallback), children=children, registry=registry, progress=progress
-    )
+        format = open_model(model, registry, children).format
+        names = [entry.adapter.name() for entry in registry.references(format)]
+        others = tuple(name for name in names if name != registry.canonical(config.adapter))
+        config = config.model_copy(update={"fallback": others})
+    prepared = prepare(model, config, children=children, registry=registry, progress=progress)
     try:
         with config.named():
             samples = prepared.samples()
@@ -78,10 +77,6 @@ def bisect(
     return Bisection(
         culprits, named, len(graph.nodes), prepared.job.chain, _written(config, prepared.plan.adapter, named)
     )
-
-
-def _without_repair(config: HardwareConfig, fallback: tuple[str, ...]) -> HardwareConfig:
-    return config.model_copy(update={"repair": False, "fallback": fallback})
 
 
 def _written(config: HardwareConfig, adapter: str, nodes: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:

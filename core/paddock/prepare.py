@@ -61,6 +61,7 @@ def prepare(
         origin = origin.with_graph(apply_shapes(origin.graph, config))
         given = _given(samples, origin, config)
         resolved = registry.resolve(config)
+        _check_fallback(config, registry)
         work = Path(tempfile.mkdtemp(prefix="paddock-"))
         try:
             job = _Job(next(_NAMES), config, origin, registry, children, resolved, work, tell, given)
@@ -100,12 +101,6 @@ class _Job:
         A trial is told to nobody, and what is cut out for it is kept in a store of its own.
         """
         self.tell(f"planning for {self.resolved.name}")
-        for position, name in enumerate(self.config.fallback):
-            if self.registry.canonical(name) == self.registry.canonical(self.config.adapter):
-                raise ConfigError(
-                    "has no effect: it is the adapter that the config asks for", where=f"$.fallback[{position}]",
-                    remedy="name others, or leave it out",
-                )  # fmt: skip
         links = [Link(self.resolved.name, partial(self._workshop, self.resolved))]
         links += [Link(name, partial(self._fallback, name)) for name in self.chain[1:]]
         everywhere = _excluded(self.origin, self.config, links, denied, self.registry)
@@ -314,6 +309,15 @@ def _given(
     if not samples:
         raise UsageError("are empty", where="samples", remedy="give at least one, or leave them out")
     return tuple(checked(sample, model.graph, f"samples[{n}]") for n, sample in enumerate(samples))
+
+
+def _check_fallback(config: HardwareConfig, registry: Registry) -> None:
+    for position, name in enumerate(config.fallback):
+        if registry.canonical(name) == registry.canonical(config.adapter):
+            raise ConfigError(
+                "has no effect: it is the adapter that the config asks for", where=f"$.fallback[{position}]",
+                remedy="name others, or leave it out",
+            )  # fmt: skip
 
 
 def _excluded(
