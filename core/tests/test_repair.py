@@ -396,3 +396,11 @@ def test_the_command_that_cannot_write(shop: Path) -> None:
     off = json.dumps(config(accuracy={"verify": "off"}))
     error = json.loads(command(shop, "--model", "m.onnx", "--config", off, "--json", code=3).stdout)["error"]
     assert error["where"] == "$.accuracy.verify"
+
+
+def test_bisect_begins_where_the_adapter_alone_would_be_refused(
+    line: Path, registry: Registry, children: Children
+) -> None:
+    """Without a fallback of the config's own, the excluded node would have nobody."""
+    found = bisect(line, config(operators={"exclude": ["b"]}), registry=registry, children=children)
+    assert found.nodes == {} and found.config["fallback"]
