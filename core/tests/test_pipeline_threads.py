@@ -1,4 +1,4 @@
-"""A pipeline keeps calls of an adapter that declares `Threading.HOME` on few threads, as a single session's host does."""
+"""A pipeline keeps calls of `Threading.HOME` adapters on few threads, as a single session's host does."""
 
 from __future__ import annotations
 
