@@ -281,6 +281,7 @@ class Adapter(ABC):
     def select_operators(self, model: Model, context: Context) -> Selection:
         """A verdict with its source for every node of `model.graph`, in order.
 
+        Asked about the whole model and, where others run parts of it, again about exactly the segment to be compiled.
         Where the SDK cannot be asked for each node, answer *provisional* and let `compile` raise `Unsupported`.
         """
 
@@ -293,7 +294,11 @@ class Adapter(ABC):
         """A session for an artifact of this adapter, same versions, same host."""
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
-        """The SDK's known wrong answers that concern this model, and what this adapter does about them."""
+        """The SDK's known wrong answers that concern this model, and what is done about them.
+
+        Where a remedy is applied, the core keeps its `nodes` off the adapter, or all of them where it `refuses`, and
+        `compile` gets the others in `SegmentPlan.remedies`. `paddock.defects` makes remedies from a file of the plugin's.
+        """
         return ()
 
     def plan_memory(self, model: Model, precision: PrecisionPlan) -> MemoryPlan | None:
