@@ -296,8 +296,8 @@ class Adapter(ABC):
     def known_defects(self, model: Model) -> Sequence[Remedy]:
         """The SDK's known wrong answers that concern this model, and what is done about them.
 
-        Where a remedy is applied, the core keeps its `nodes` off the adapter, or all of them where it `refuses`, and
-        `compile` gets the others in `SegmentPlan.remedies`. `paddock.defects` makes remedies from a file of the plugin's.
+        Where a remedy is applied, the core keeps its `nodes` off the adapter, or all of them where it `refuses`;
+        `compile` finds them in `SegmentPlan.remedies`. `paddock.defects` makes remedies from a file of the plugin's.
         """
         return ()
 
