@@ -17,15 +17,16 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 
 # Read top to bottom, this is the way a config takes; a module imports only what stands above it.
 ORDER = [
-    "errors", "graph", "plan", "jsontext", "config", "machine", "model", "spi", "defects",
-    "onnx_wire", "onnx_tensors", "onnx_extract", "onnx_format", "builtin", "child", "cache", "contract", "wellknown",
-    "registry",
-    "planning", "planning.shapes", "planning.cost", "planning.partition", "planning.verifier", "planning.operators",
-    "planning.bisection", "planning.precision", "planning.memory",
-    "npz", "samples", "own_thread", "host", "workshop", "reading", "placing", "compile", "pipeline", "metrics",
-    "references", "verify",
-    "draft", "prepare", "repair", "deployment",
-    "bench", "bisect", "compare",
+    "errors", "graph", "plan", "jsontext", "config_errors", "config", "machine", "model",
+    "planning", "planning.classes", "planning.mincut", "planning.casts", "formats", "spi", "defects",
+    "onnx_wire", "onnx_tensors", "onnx_store", "onnx_extract", "onnx_ports", "onnx_cast", "onnx_ranges", "onnx_dtypes",
+    "onnx_format", "builtin", "child", "cache", "contract", "wellknown", "registry",
+    "planning.shapes", "planning.cost", "planning.partition", "planning.verifier", "planning.operators",
+    "planning.bisection", "planning.fewest", "planning.precision", "planning.memory",
+    "npz", "samples", "own_thread", "host", "workshop", "compile", "references", "reading", "sampling",
+    "quantizing", "lowering", "placing", "pipeline", "metrics", "verify",
+    "draft", "asked", "prepare", "trials", "precision_search", "repair", "checks", "deployment",
+    "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "testing.light", "show", "terminal", "cli",
 ]  # fmt: skip
@@ -43,6 +44,7 @@ FOR_PLUGINS = {
         "planning.memory",
         "testing",
         "defects",
+        "machine",
     )
 }
 # Paddle is also what users call their models; the backends of this name are not to be named.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from paddock.child import Children
@@ -81,11 +80,8 @@ def bisect(
 
 def _written(config: HardwareConfig, adapter: str, nodes: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """The config as JSON data, with these nodes excluded beside those that it excludes already."""
-    data: dict[str, Any] = config.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    data = config.as_data()
     data.pop("repair", None)
-    for part, key in (("accuracy", "samples"), ("accuracy", "golden"), ("calibration", "samples")):
-        if data.get(part, {}).get(key) is not None:  # paths were relative to a file that this one need not stand beside
-            data[part][key] = str(Path(data[part][key]).absolute())
     data["fallback"] = list(config.fallback)
     if not nodes:
         return data

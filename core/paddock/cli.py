@@ -1,4 +1,4 @@
-"""The command line: `paddock adapters | doctor | schema | plan | run | verify | bisect | bench`.
+"""The command line: `paddock adapters | doctor | schema | plan | run | verify | bisect | cast | quantize | bench`.
 
 Whatever a backend prints goes to stderr, so that stdout holds the answer alone; with `--json` that is one JSON
 document, errors included. Exit codes come from the exceptions, in one table.
@@ -116,7 +116,12 @@ def schema(json: JsonFlag = False) -> None:
 
 
 @app.command()
-def plan(model: ModelOption, config: ConfigOption, json: JsonFlag = False) -> None:
+def plan(
+    model: ModelOption,
+    config: ConfigOption,
+    nodes: Annotated[bool, typer.Option("--nodes", help="Show what every single node computes in, and why.")] = False,
+    json: JsonFlag = False,
+) -> None:
     """Shows what would run where, in which precision and memory, without building it."""
     from paddock import show
     from paddock.child import Children
@@ -128,7 +133,7 @@ def plan(model: ModelOption, config: ConfigOption, json: JsonFlag = False) -> No
     if json:
         _terminal.document({"plan": prepared.plan.to_json(), "key": prepared.plan.key})
     else:
-        show.show_plan(_terminal.out, prepared.plan)
+        show.show_plan(_terminal.out, prepared.plan, nodes)
 
 
 @app.command()
@@ -235,6 +240,40 @@ def bisect(
         )
     else:
         show.show_bisection(_terminal.out, found, output)
+
+
+@app.command()
+def cast(
+    model: ModelOption,
+    config: ConfigOption,
+    output: Annotated[Path, typer.Option("--output", help="The folder to write; new or empty.")],
+    json: JsonFlag = False,
+) -> None:
+    """Writes the model cast to fp16 or bf16 as a verified file, with its config and report."""
+    _lower(model, config, output, json, quantize=False)
+
+
+@app.command()
+def quantize(
+    model: ModelOption,
+    config: ConfigOption,
+    output: Annotated[Path, typer.Option("--output", help="The folder to write; new or empty.")],
+    json: JsonFlag = False,
+) -> None:
+    """Writes the model quantised to int8 from calibration.samples, with its config and report."""
+    _lower(model, config, output, json, quantize=True)
+
+
+def _lower(model: Path, config: str, output: Path, json: bool, quantize: bool) -> None:
+    from paddock import show
+    from paddock.lowered import write_lowered
+
+    with _terminal.progress() as tell:
+        written = write_lowered(model, config, output, quantize=quantize, progress=tell)
+    if json:
+        _terminal.document({**written.to_json(), "written": str(output)})
+    else:
+        show.show_written(_terminal.out, written)
 
 
 @app.command()

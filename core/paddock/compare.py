@@ -11,7 +11,8 @@ from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.deployment import carry_out, deploy
 from paddock.errors import AccuracyRefused, PaddockError, UsageError
-from paddock.plan import Plan
+from paddock.plan import Plan, Precision
+from paddock.planning.precision import is_quantised
 from paddock.prepare import prepare
 from paddock.reading import open_model
 from paddock.references import write_golden
@@ -101,6 +102,9 @@ def every_adapter(model: Path, config: str | None, progress: Callable[[str], Non
             usable = sorted({p for d in devices.devices for p, v in d.precisions.items() if v.usable})
             for precision in usable:
                 progress(f"{adapter.name()} {precision}")
+                if precision is Precision.INT8 and "calibration" not in base and not is_quantised(origin):
+                    rows.append(Row(adapter.name(), precision, passed_over="needs calibration.samples in --config"))
+                    continue
                 wanted = {**base, "hardware": adapter.hardware, "backend": adapter.backend, "precision": precision}
                 try:
                     with deploy(model, wanted, registry=registry, children=children) as deployment:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from paddock.child import Child
@@ -34,7 +35,9 @@ def local_plan(part: Part, plan: Plan) -> SegmentPlan:
     graph = part.target.graph
     nodes = tuple(node.index for node in graph.nodes)
     segment = Segment(part.segment.index, part.workshop.name, nodes, graph.inputs, graph.outputs)
-    return SegmentPlan(segment, part.precision, plan.memory, part.remedies, part.verdicts)
+    # What is kept, cast and counted is told by the nodes of the user's model; the adapter is given what is done.
+    precision = replace(part.precision, keep_fp32=(), nodes=(), casts=(), searched=())
+    return SegmentPlan(segment, precision, plan.memory, part.remedies, part.verdicts)
 
 
 def build(plan: Plan, parts: Sequence[Part]) -> list[Artifact]:

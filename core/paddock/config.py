@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,8 +31,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from paddock.errors import ConfigError, PaddockError, did_you_mean
-from paddock.jsontext import dump, json_path, kind_of, loads, named, read_text, short
+from paddock.config_errors import as_config_error
+from paddock.errors import ConfigError, PaddockError
+from paddock.jsontext import dump, kind_of, loads, named, read_text
 from paddock.plan import Precision
 
 RESERVED = ("isolation", "timeout", "warm_start", "tune")
@@ -156,7 +157,8 @@ class Operators(_Part):
 
     exclude: Annotated[Patterns | Mapping[AdapterName, Patterns], WrapValidator(_list_or_lists)] = ()
     """Kept off hardware/backend or, in an object, off each adapter that it names; the next of `fallback` runs them."""
-    keep_fp32: tuple[str, ...] = ()
+    keep_fp32: Patterns | None = None
+    """Exactly these stay in fp32; what the accuracy budget needs is searched where it is left out."""
 
 
 class Memory(_Part):
@@ -212,7 +214,7 @@ class Accuracy(_Part):
 
 
 class Calibration(_Part):
-    """Samples to calibrate by, never the ones that judge."""
+    """Samples to measure the ranges of values on, and to quantise by: never the ones that judge."""
 
     samples: ConfigPath
 
@@ -234,6 +236,11 @@ class HardwareConfig(_Part):
     instances: Annotated[PositiveInt, Field(le=1024)] = 1
     """Sessions that serve in parallel."""
     precision: Precision = Precision.FP32
+    """What to compute in."""
+    storage: Literal["fp16", "bf16"] | None = None
+    """What weights are stored in, with precision fp32: half the file, the same arithmetic."""
+    io_dtype: Literal["fp16"] | None = None
+    """What float inputs and outputs are in, with precision fp16; float32, as the model says, by default."""
     batch_size: Extent | None = None
     """The largest extent on axis 0 of the inputs."""
     shapes: Mapping[str, ShapeEntry] = Field(default_factory=dict)
@@ -262,6 +269,14 @@ class HardwareConfig(_Part):
             raise PydanticCustomError("repair", 'repair has no effect with accuracy.verify "off"')
         return self
 
+    @model_validator(mode="after")
+    def _precise(self) -> HardwareConfig:
+        if self.storage is not None and self.precision is not Precision.FP32:
+            raise PydanticCustomError("storage", f"storage has no effect with precision {self.precision}")
+        if self.io_dtype is not None and self.precision is not Precision.FP16:
+            raise PydanticCustomError("io_dtype", f"io_dtype {self.io_dtype} goes with precision fp16 only")
+        return self
+
     def __eq__(self, other: object) -> bool:
         """Equal contents, wherever they were read from."""
         return isinstance(other, HardwareConfig) and self.__dict__ == other.__dict__
@@ -277,6 +292,14 @@ class HardwareConfig(_Part):
         if self.accuracy.min_agreement is not None:
             return None
         return self.accuracy.max_error or DEFAULT_MAX_ERROR[self.precision]
+
+    def as_data(self) -> dict[str, Any]:
+        """What was stated, as JSON data that can stand in any folder: with absolute paths."""
+        data: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        for part, key in (("accuracy", "samples"), ("accuracy", "golden"), ("calibration", "samples")):
+            if data.get(part, {}).get(key) is not None:
+                data[part][key] = str(Path(data[part][key]).absolute())
+        return data
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -323,7 +346,7 @@ class HardwareConfig(_Part):
         try:
             config = cls.model_validate_json(json.dumps(data), context={"base": base})
         except ValidationError as error:
-            raise _as_config_error(error, where, data) from None
+            raise as_config_error(error, where, data, cls) from None
         config._source = where
         return config
 
@@ -336,52 +359,3 @@ def json_schema() -> dict[str, Any]:
 
 def _as_tuple(extents: Extents) -> tuple[int, ...]:
     return (extents,) if isinstance(extents, int) else extents
-
-
-def _as_config_error(error: ValidationError, where: str, data: Any) -> ConfigError:
-    """The first finding, with the names that could have stood there; a misspelt key before one that is missing."""
-    findings = error.errors(include_url=False)
-    found = next((f for f in findings if f["type"] == "extra_forbidden"), findings[0])
-    location = tuple(found["loc"])
-    candidates: Sequence[str] = ()
-    remedy = None
-    message = found["msg"]
-    if found["type"] == "extra_forbidden":
-        candidates = _keys_at(location[:-1])
-        message = "no such key"
-        remedy = did_you_mean(str(location[-1]), candidates)
-    elif found["type"] == "missing":
-        message = "is required"
-        remedy = f'add it, as in {{"{location[-1]}": ...}}'
-    elif found["type"] == "json_invalid":
-        # What Python's parser lets through and pydantic's does not: half a surrogate pair, 200 levels of nesting.
-        message = "is not JSON: " + re.sub(r" at line \d+ column \d+$", "", str(found["ctx"]["error"]))
-    elif found["type"] in ("enum", "literal_error"):
-        candidates = [c.strip(" '") for c in re.split(r",| or ", str(found["ctx"]["expected"]))]
-        message = f"{short(found['input'])} is not one of the known values"
-        remedy = did_you_mean(str(found["input"]), candidates)
-    else:
-        message = f"{message} (found {short(found['input'])})"
-    others = error.error_count() - 1
-    if others:
-        message += f"; {others} more finding{'s' if others > 1 else ''}"
-    return ConfigError(message, where=f"{where}: {json_path(location)}", candidates=candidates, remedy=remedy)
-
-
-_INNER: Mapping[int | str, type[BaseModel]] = {
-    "operators": Operators,
-    "memory": Memory,
-    "accuracy": Accuracy,
-    "calibration": Calibration,
-    "min_agreement": Agreement,
-}
-
-
-def _keys_at(location: Sequence[int | str]) -> list[str]:
-    model: type[BaseModel] = HardwareConfig
-    for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None or part not in _INNER:
-            return []
-        model = _INNER[part]
-    return sorted(field.alias or name for name, field in model.model_fields.items())

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from paddock.checks import check_memory, settled, verified
 from paddock.child import Children
 from paddock.compile import Refused, build, is_tried, remember_tried
 from paddock.errors import (
@@ -23,29 +23,25 @@ from paddock.errors import (
     NotAvailable,
     PaddockError,
     RunFailed,
-    StrictnessError,
     UsageError,
     did_you_mean,
 )
 from paddock.host import InProcessHost, Outputs, ServingHost, building
-from paddock.machine import host_facts, memory_available
-from paddock.model import Model
+from paddock.model import Files, Model
 from paddock.pipeline import Flow, Pipeline
-from paddock.plan import Plan, Setting
-from paddock.planning import memory
+from paddock.plan import Means, Plan
 from paddock.planning.shapes import describe_shape
-from paddock.prepare import ConfigSource, ModelSource, Prepared, Progress, Samples, prepare
+from paddock.precision_search import found_before, search, searchable
+from paddock.prepare import ConfigSource, ModelSource, Prepared, Progress, prepare
 from paddock.reading import check_unchanged
-from paddock.references import Reference
 from paddock.registry import Registry
-from paddock.repair import repair, repairable, repaired_before, replanned, try_out
-from paddock.samples import Border, Sample, digest_samples
+from paddock.repair import repair, repairable, repaired_before
+from paddock.samples import Border, Sample
+from paddock.sampling import Samples
 from paddock.spi import Artifact, Event, Session
-from paddock.verify import Outcome, Report, compare, describe_budget, judge
+from paddock.trials import REPLANS, replanned, try_out
+from paddock.verify import Report, judge
 from paddock.workshop import Part
-
-_REPLANS = 16
-"""How often a plan is made anew because an SDK refused nodes only when it compiled them."""
 
 
 def deploy(
@@ -91,6 +87,7 @@ def carry_out(prepared: Prepared) -> Deployment:
     with prepared.config.named():
         try:
             samples = prepared.samples()
+            prepared = found_before(prepared, samples) or prepared
             kept = repaired_before(prepared, samples)
             if kept is not None:
                 try:
@@ -98,7 +95,7 @@ def carry_out(prepared: Prepared) -> Deployment:
                 except (AccuracyRefused, BuildFailed, RunFailed):
                     prepared.tell("what repaired it before does not any more")
             try:
-                return _without_refused(prepared, samples)
+                return _within_budget(prepared, samples)
             except (AccuracyRefused, BuildFailed, RunFailed) as error:
                 doubt = prepared.dispute(samples) if isinstance(error, AccuracyRefused) and repairable(error) else ""
                 if doubt:
@@ -112,28 +109,38 @@ def carry_out(prepared: Prepared) -> Deployment:
             raise
 
 
+def _within_budget(prepared: Prepared, samples: Samples) -> Deployment:
+    """Carried out; where the precision asked for leaves the budget, with the fewest nodes in fp32 that it needs."""
+    try:
+        return _without_refused(prepared, samples)
+    except AccuracyRefused as error:
+        if not searchable(prepared, error) or (prepared.config.repair and prepared.dispute(samples)):
+            raise
+        return _without_refused(search(prepared, samples, error), samples)
+
+
 def _without_refused(prepared: Prepared, samples: Samples) -> Deployment:
-    for _ in range(_REPLANS):
+    for _ in range(REPLANS):
         try:
             return _attempt(prepared, samples)
         except Refused as error:
             prepared = replanned(prepared, error)
     raise NotAvailable(
-        f"{prepared.plan.adapter} refused other nodes each of {_REPLANS} times it was tried",
+        f"{prepared.plan.adapter} refused other nodes each of {REPLANS} times it was tried",
         remedy="keep these operators off it: operators.exclude",
     )
 
 
 def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
     adapter = prepared.plan.adapter
-    _check_memory(prepared)
+    check_memory(prepared)
     prepared.tell(f"building for {', '.join(prepared.plan.placement.adapters)}")
     artifacts, host = _load(prepared, samples.reference.samples if samples.reference else samples.inputs)
     try:
-        settings = _settle(prepared, host)
+        settings = settled(prepared, host)
         plan = replace(prepared.plan, settings=settings)
         prepared.tell("verifying")
-        report = _verify(prepared, host, samples)
+        report = verified(prepared, host, samples)
         judge(report, prepared.config, adapter)
     except BaseException as error:
         try:
@@ -143,16 +150,6 @@ def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
         raise
     prepared.registry.observe(Event("artifact", prepared.name, {"adapter": adapter, "outcome": report.outcome.value}))
     return Deployment(prepared, plan, report, artifacts, host)
-
-
-def _check_memory(prepared: Prepared) -> None:
-    device = next(
-        (p.workshop.resolved.device for p in prepared.parts if p.workshop.name == prepared.plan.adapter), None
-    )
-    available = device.memory if device is not None else None
-    if prepared.plan.memory.kind == "host":
-        available = min(available or memory_available(), memory_available())
-    memory.check_budget(prepared.plan.memory, available)
 
 
 class Deployment:
@@ -178,7 +175,7 @@ class Deployment:
         # Also when a deployment is dropped, or the interpreter ends, without `close`.
         weakref.finalize(self, prepared.discard)
         self._registry = prepared.registry
-        self._border = Border(prepared.origin.graph)
+        self._border = Border(prepared.interface)
         inputs = zip(prepared.origin.graph.input_values, prepared.target.graph.input_values, strict=True)
         outputs = zip(prepared.origin.graph.output_values, prepared.target.graph.output_values, strict=True)
         self._inputs = {here.name: there.name for here, there in inputs}
@@ -191,6 +188,16 @@ class Deployment:
         return self._prepared.origin
 
     @property
+    def lowered(self) -> tuple[Files, Files]:
+        """The files of the first segment's model in its adapter's format: before it was cast or quantised, and after.
+
+        The same twice where the model is run as it is.
+        """
+        target = self._prepared.parts[0].target
+        made = self.plan.precision.means in (Means.CAST, Means.QUANTIZE) and target.source is not None
+        return (target.source if made and target.source else target).files, target.files
+
+    @property
     def registry(self) -> Registry:
         """The plugins it was chosen from."""
         return self._registry
@@ -198,7 +205,7 @@ class Deployment:
     @property
     def inputs(self) -> Mapping[str, str]:
         """Each input's dtype and admitted shape, printable."""
-        graph = self._prepared.origin.graph
+        graph = self._prepared.interface
         return {value.name: f"{value.dtype} {describe_shape(graph, value)}" for value in graph.input_values}
 
     @property
@@ -326,67 +333,6 @@ def _loader(part: Part, artifact: Artifact) -> Callable[[], Session]:
         return session
 
     return load
-
-
-def _verify(prepared: Prepared, host: ServingHost, samples: Samples) -> Report:
-    """The report on a loaded deployment; `verify: cached` takes an earlier one for the same plan and samples."""
-    budget = describe_budget(prepared.config)
-    if prepared.config.accuracy.verify == "off":
-        return Report(Outcome.OFF, "not verified", reason='accuracy.verify is "off"')
-    registry = prepared.registry
-    against = [[e.adapter.name(), e.version, dict(registry.probe(e).versions)] for e in prepared.references()]
-    key = [prepared.plan.key, digest_samples(samples.inputs), budget, against, host_facts()]
-    if prepared.config.accuracy.verify == "cached" and (known := registry.store.get("verified", key)) is not None:
-        return replace(Report.from_json(known), kept=True)
-    reference = samples.reference or prepared.reference(samples)
-    before = digest_samples(reference.samples)
-    report = _judged(prepared, host, reference, samples.source)
-    if digest_samples(reference.samples) != before:
-        raise BuildFailed(
-            f"{prepared.plan.adapter} changes the arrays that it is fed", remedy="report this to the plugin's author"
-        )
-    if report.outcome is Outcome.PASSED:
-        registry.store.put("verified", key, report.to_json())
-    return report
-
-
-def _judged(prepared: Prepared, host: ServingHost, reference: Reference, source: str) -> Report:
-    """The report on every sample, and on the first one on each further instance."""
-    asked = reference.samples[: reference.judged]
-    answers = [prepared.answer(host.run, sample) for sample in asked]
-    report = compare(reference, answers, prepared.config, source)
-    for instance in range(prepared.config.instances):
-        if report.outcome is Outcome.FAILED:
-            break
-        answer = prepared.answer(partial(host.run_on, instance), asked[0])
-        found = compare(reference, [answer], prepared.config, source)
-        if found.outcome is Outcome.FAILED:
-            return replace(found, reason=f"instance {instance}: {found.reason}")
-    return report
-
-
-def _settle(prepared: Prepared, host: ServingHost) -> tuple[Setting, ...]:
-    """The settings with what took effect; in strict mode raises where that is not what was asked for."""
-    observed = building(f"{prepared.plan.adapter}: observing", host.observed).settings
-    if not prepared.plan.placement.on(prepared.plan.adapter) and prepared.plan.placement.nodes:
-        idle = [s for s in prepared.plan.settings if s.name.startswith("options.")]
-        if idle and prepared.config.strict:
-            raise StrictnessError(
-                f"{prepared.plan.adapter} runs none of the nodes, so that its options have no effect",
-                where=f"$.{idle[0].name}",
-                remedy='leave the options out, or set "strict": false',
-            )
-        return prepared.plan.settings  # what was observed is the fallbacks'
-    settings = tuple(replace(s, effective=observed.get(s.name)) for s in prepared.plan.settings)
-    ignored = [s for s in settings if s.effective is not None and s.effective != s.requested]
-    if ignored and prepared.config.strict:
-        raise StrictnessError(
-            f"{prepared.plan.adapter} did not do what was asked: "
-            + "; ".join(f"{s.name} {s.requested!r} took effect as {s.effective!r}" for s in ignored),
-            where=f"$.{ignored[0].name}",
-            remedy='ask for what takes effect, or set "strict": false',
-        )
-    return settings
 
 
 def _refuse(prepared: Prepared, error: BaseException) -> None:

@@ -10,6 +10,7 @@ from paddock.model import Model
 from paddock.placing import Placed
 from paddock.plan import MemoryPlan, Plan, PrecisionPlan, Setting
 from paddock.planning import memory
+from paddock.planning.precision import in_fp32
 from paddock.planning.shapes import describe_shape
 from paddock.registry import Resolved
 from paddock.verify import describe_budget
@@ -102,11 +103,17 @@ def _notes(
     notes += [f"the fallback {name} is not to be had: {reason}" for name, reason in placed.absent.items()]
     placement = placed.placement
     for name in placement.adapters:
-        if name != resolved.name:
+        if name == in_fp32(resolved.name):
+            notes.append(f"{placement.on(name)} of {len(placement.nodes)} nodes run on {name}, apart from the others")
+        elif name != resolved.name:
             notes.append(f"FALLBACK: {placement.on(name)} of {len(placement.nodes)} nodes run on {name}")
     formats = dict.fromkeys(part.target.format for part in parts if part.target.format != origin.format)
     notes += [f"converted from {origin.format} to {name}" for name in formats]
-    widened = dict.fromkeys(p.workshop.name for p in parts if p.precision.precision is not config.precision)
+    widened = dict.fromkeys(
+        part.workshop.name
+        for part in parts
+        if part.precision.precision is not config.precision and part.segment.adapter != in_fp32(resolved.name)
+    )
     notes += [f"{name} computes its nodes in fp32: it does not compute in {config.precision}" for name in widened]
     if config.accuracy.verify == "off":
         notes.append('NOT VERIFIED: accuracy.verify is "off"')

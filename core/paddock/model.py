@@ -39,6 +39,13 @@ class Model:
         return replace(self, graph=graph)
 
 
+def origins(target: Model, node: int, root: Model) -> set[int]:
+    """The nodes of `root` that a node of a model made from it came from."""
+    if target is root or target.source is None:
+        return {node}
+    return {found for index in target.provenance[node] for found in origins(target.source, index, root)}
+
+
 _KNOWN: dict[tuple[int, int, int, int], str] = {}
 
 

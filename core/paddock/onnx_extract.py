@@ -1,62 +1,22 @@
 """Cuts one segment out of an ONNX model: its nodes as they stand, its border typed from the graph, its constants.
 
-The model is parsed from a memory map, and only what the segment keeps is copied. Constants over `INLINE` bytes are
-streamed into one external data file (docs/ExternalData.md of onnx 1.17), so that weights never stand in memory twice.
+Only what the segment keeps is copied; its constants are written by `paddock.onnx_store`.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from paddock.errors import ModelError, NotAvailable
-from paddock.graph import BITS, Shape, Value
+from paddock.graph import Shape, Value
 from paddock.model import Files, Model
-from paddock.onnx_tensors import (
-    all_tensors,
-    dtype_name,
-    dtype_number,
-    external_entry,
-    load_small,
-    nodes_of,
-    parse,
-    spell_default_domain,
-    tensor_bytes,
-)
+from paddock.onnx_store import writing
+from paddock.onnx_tensors import all_tensors, dtype_name, dtype_number, load_small, nodes_of, parse
 from paddock.plan import Segment
 
-INLINE = 1024
-"""Constants of up to this many bytes stay inside the model: what SDKs read while they infer shapes is that small."""
-
-_WEIGHTS = "weights.bin"
-_ALIGN = 64  # bytes: the widest vector that reads weights in place
-_CHUNK = 1 << 20  # bytes
 _WRAPPERS = ("sequence_type", "optional_type")
-_FIELDS = (
-    ("float_data", "<f4"),
-    ("double_data", "<f8"),
-    ("int32_data", "<i4"),
-    ("int64_data", "<i8"),
-    ("uint64_data", "<u8"),
-)
-
-
-def whole(path: Path) -> Any:
-    """The ModelProto with the payloads that it holds itself, with the default domain spelt ""."""
-    import onnx
-
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        memoryview(data) as view,
-    ):
-        proto = onnx.ModelProto.FromString(view)
-    spell_default_domain(proto)
-    return proto
 
 
 def extract(proto: Any, model: Model, segment: Segment, folder: Path) -> Files:
@@ -86,26 +46,17 @@ def extract(proto: Any, model: Model, segment: Segment, folder: Path) -> Files:
     _type_border(cut.graph, model, segment)
     _type_inner(cut.graph, proto.graph, graph.values)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {"model": folder / "model.onnx"}
-    weights = folder / _WEIGHTS
-    with weights.open("wb") as file:
-        store = _Store(file, model.files)
+    with writing(folder, model.files) as store:
         for tensor in all_tensors(cut):
             if tensor.data_location == tensor.EXTERNAL:
                 store.move(tensor)
         for tensor in proto.graph.initializer:
             if tensor.name in names:
                 store.keep(tensor, cut.graph.initializer.add())
-    if weights.stat().st_size:
-        files[f"data/{_WEIGHTS}"] = weights
-    else:
-        weights.unlink()
-    if proto.ir_version < 4:
-        _list_initializers(cut.graph)
-    _annotate(cut.graph, proto.graph)
-    files["model"].write_bytes(cut.SerializeToString(deterministic=True))
-    return files
+        if proto.ir_version < 4:
+            _list_initializers(cut.graph)
+        _annotate(cut.graph, proto.graph)
+        return store.finish(cut)
 
 
 def _called(nodes: Any, functions: Any) -> Iterator[Any]:
@@ -195,83 +146,3 @@ def _annotate(target: Any, origin: Any) -> None:
     for note in origin.quantization_annotation:
         if {note.tensor_name, *(entry.value for entry in note.quant_parameter_tensor_names)} <= here:
             target.quantization_annotation.append(note)
-
-
-# Constants: small ones inside the model, others streamed beside it.
-
-
-class _Store:
-    """The external data file that is being written."""
-
-    def __init__(self, file: BinaryIO, origin: Files) -> None:
-        self._file = file
-        self._origin = origin
-        self._moved: dict[tuple[str, int, int], int] = {}
-
-    def keep(self, origin: Any, target: Any) -> None:
-        """Makes `target` the same constant as `origin`, of which only the name, dtype and dimensions are copied."""
-        external = origin.data_location == origin.EXTERNAL
-        if not external and (origin.data_type == origin.STRING or tensor_bytes(origin) <= INLINE):
-            target.CopyFrom(origin)
-            return
-        target.name, target.data_type = origin.name, origin.data_type
-        target.dims.extend(origin.dims)
-        if external:
-            target.external_data.extend(origin.external_data)
-            self.move(target)
-        else:
-            self._point(target, self._write([_payload(origin)]), tensor_bytes(origin))
-
-    def move(self, tensor: Any) -> None:
-        """Takes the data of `tensor` from the origin's external file into the model, or into this file."""
-        location, offset, length = external_entry(tensor)
-        chunks = _chunks(self._origin, location, offset, length)
-        if length <= INLINE:
-            tensor.ClearField("data_location")
-            tensor.ClearField("external_data")
-            tensor.raw_data = b"".join(chunks)
-            return
-        place = (location, offset, length)
-        if place not in self._moved:  # tied weights name one place
-            self._moved[place] = self._write(chunks)
-        self._point(tensor, self._moved[place], length)
-
-    def _write(self, chunks: Iterable[bytes]) -> int:
-        """Appends them, aligned; their offset in bytes."""
-        self._file.write(bytes(-self._file.tell() % _ALIGN))
-        offset = self._file.tell()
-        self._file.writelines(chunks)
-        return offset
-
-    def _point(self, tensor: Any, offset: int, length: int) -> None:
-        tensor.data_location = tensor.EXTERNAL
-        tensor.ClearField("external_data")
-        for key, entry in (("location", _WEIGHTS), ("offset", str(offset)), ("length", str(length))):
-            tensor.external_data.add(key=key, value=entry)
-
-
-def _chunks(files: Files, location: str, offset: int, length: int) -> Iterator[bytes]:
-    role = f"data/{location}"
-    if role not in files:
-        raise ModelError(f"the files have no role {role!r}", candidates=sorted(files))
-    with files[role].open("rb") as file:
-        file.seek(offset)
-        while length:
-            chunk = file.read(min(length, _CHUNK))
-            if not chunk:
-                raise ModelError(f"ends {length} bytes early", where=str(files[role]))
-            length -= len(chunk)
-            yield chunk
-
-
-def _payload(tensor: Any) -> bytes:
-    """A tensor's data as `raw_data` would hold it: little-endian, types narrower than their list's packed."""
-    if tensor.HasField("raw_data"):
-        return bytes(tensor.raw_data)
-    field, stored = next((field, stored) for field, stored in _FIELDS if len(getattr(tensor, field)))
-    numbers = getattr(tensor, field)
-    array = np.fromiter(numbers, np.dtype(stored), len(numbers))
-    if array.dtype.kind != "f":
-        bits = BITS[dtype_name(tensor.data_type) or ""]
-        array = array.astype(f"<u{max(bits, 8) // 8}")
-    return array.tobytes()

@@ -16,7 +16,10 @@ from typing import Any, ClassVar
 from paddock.errors import ModelError, PaddockError, did_you_mean
 from paddock.graph import Dim, Graph, Node, Shape, Value
 from paddock.model import Files, Model
-from paddock.onnx_extract import extract, whole
+from paddock.onnx_cast import cast
+from paddock.onnx_extract import extract
+from paddock.onnx_ranges import ranges
+from paddock.onnx_store import whole
 from paddock.onnx_tensors import (
     all_graphs,
     all_tensors,
@@ -28,7 +31,8 @@ from paddock.onnx_tensors import (
     tensor_bytes,
 )
 from paddock.plan import Segment
-from paddock.spi import Format
+from paddock.planning.casts import CastRequest
+from paddock.spi import CastModel, Format
 
 LIST_LIMIT = 64
 """Attributes that are longer lists than this are summarised as {"list": kind, "length": n}."""
@@ -97,10 +101,21 @@ class OnnxFormat(Format):
 
         Raises `NotAvailable` where a value at the border has no dtype, or is a map or a sparse tensor.
         """
-        path = _model_path(model.files)
-        with _Guard(path):
-            proto = whole(path)
-        return extract(proto, model, segment, folder)
+        return extract(_opened(model), model, segment, folder)
+
+    def cast(self, model: Model, request: CastRequest, folder: Path) -> CastModel:
+        """The model with its types stated anew, weights stored once, casts where they are needed."""
+        return cast(_opened(model), model, request, folder)
+
+    def ranges(self, model: Model, folder: Path) -> tuple[Files, Mapping[str, int]]:
+        """A model that gives ReduceMax of Abs of every float32 value of the main graph."""
+        return ranges(_opened(model), model, folder)
+
+
+def _opened(model: Model) -> Any:
+    path = _model_path(model.files)
+    with _Guard(path):
+        return whole(path)
 
 
 class _Guard:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from paddock.cache import Store
 from paddock.child import Children
 from paddock.errors import NotAvailable, PaddockError, Unsupported
-from paddock.model import Model
-from paddock.plan import Answer, Placement, PrecisionPlan, Remedy, Segment, Verdict
+from paddock.lowering import Lowered, Lowering
+from paddock.model import Model, origins
+from paddock.plan import Answer, Placement, Precision, Remedy, Segment, Verdict
 from paddock.planning.operators import Candidate, place, units
 from paddock.planning.verifier import verify_placement
 from paddock.reading import adapted, extracted
@@ -26,6 +27,7 @@ Denials = Mapping[str, Mapping[int, Verdict]]
 """By adapter, the nodes that are kept off it, and why."""
 
 _ROUNDS = 64
+_PINS = 16
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,12 @@ def place_model(
     denied: Denials,
     registry: Registry,
     children: Children,
+    lower: Lowering,
     trial: Store | None = None,
 ) -> Placed:
     """The placement of `model` on `chain`, fallbacks asked only as far as they are needed.
+
+    Each adapter is asked about, and given, the model in the precision it is to compute in: see `Lowering`.
 
     The segments of a trial are kept in a store of its own. No node is moved for its cost where any is denied to an
     adapter: what was asked for, or tried, is then what runs.
@@ -63,7 +68,7 @@ def place_model(
     Raises `NotAvailable` where nodes are left that nobody takes; what opening or asking the first adapter raises comes
     through where there is no other.
     """
-    return _Placer(model, chain, denied, registry, children, trial).run()
+    return _Placer(model, chain, denied, registry, children, lower, trial).run()
 
 
 class _Placer:
@@ -74,8 +79,10 @@ class _Placer:
         denied: Denials,
         registry: Registry,
         children: Children,
+        lower: Lowering,
         trial: Store | None,
     ) -> None:
+        self.lower = lower
         self.trial = trial
         self.trim = trial is None and not any(denied.values())
         self.model = model
@@ -198,7 +205,38 @@ class _Placer:
             own or {node: Verdict.no(f"in this segment: {blanket}", "asking again") for node in segment.nodes}
         )
 
-    def _examined(self, segment: Segment, workshop: Workshop, target: Model) -> Part:
+    def _examined(self, segment: Segment, workshop: Workshop, given: Model) -> Part:
+        """The segment as the adapter gets it, with its verdicts: nodes that it refuses narrow are left in fp32."""
+        whole = len(segment.nodes) == len(self.model.graph.nodes)
+        pinned: dict[int, str] = {}
+        for _ in range(_PINS):
+            lowered = self.lower(workshop, given, whole, pinned)
+            verdicts, remedies = self._verdicts(workshop, lowered.model)
+            refused = {node: verdicts[node] for node in lowered.narrow if not verdicts[node].usable}
+            if not refused:
+                break
+            pinned.update(
+                (found, f"{workshop.name} does not take it narrow: {verdict.reason}")
+                for node, verdict in refused.items()
+                for found in lowered.model.provenance[node]
+            )
+        if lowered.plan.keep_fp32 and Precision.FP32 not in workshop.resolved.registered.adapter.precisions:
+            self._wide(workshop, lowered, verdicts)
+        found = _numbered(remedies, lowered.model, self.model)
+        return Part(segment, workshop, lowered.model, tuple(verdicts), found, lowered.plan, lowered.nodes, whole)
+
+    def _wide(self, workshop: Workshop, lowered: Lowered, verdicts: list[Verdict]) -> None:
+        """Refuses what has to stay in fp32 for an adapter that does not compute in it."""
+        kept = set(lowered.plan.keep_fp32)
+        for node in lowered.model.graph.nodes:
+            hit = origins(lowered.model, node.index, self.model) & kept
+            if hit:
+                why = lowered.nodes[min(hit)].reason if min(hit) in lowered.nodes else "kept by the config"
+                verdicts[node.index] = Verdict.no(
+                    f"it has to stay in fp32, in which {workshop.name} does not compute: {why}", "precision"
+                )
+
+    def _verdicts(self, workshop: Workshop, target: Model) -> tuple[list[Verdict], tuple[Remedy, ...]]:
         """The adapter's verdicts on a segment, with the nodes that its known defects keep off it."""
         verdicts = list(select(workshop, target).verdicts)
         if len(verdicts) != len(target.graph.nodes):
@@ -218,11 +256,7 @@ class _Placer:
                 nodes: Sequence[int] = range(len(verdicts)) if remedy.refuses else remedy.nodes
                 for node in nodes:
                     verdicts[node] = Verdict.no(remedy.summary, f"known defect {remedy.name}")
-        whole = len(segment.nodes) == len(self.model.graph.nodes)
-        undecided = PrecisionPlan(workshop.resolved.config.precision)
-        return Part(
-            segment, workshop, target, tuple(verdicts), _numbered(remedies, target, self.model), undecided, whole
-        )
+        return verdicts, remedies
 
     def _remedies(self, parts: Sequence[Part]) -> tuple[Remedy, ...]:
         found: dict[tuple[str, bool], Remedy] = {}
@@ -249,13 +283,6 @@ class _Placer:
                 "(`paddock verify --all` tries every one that is here)"
             )
         return 'end "fallback" with an adapter that takes them; `paddock adapters` lists what is here'
-
-
-def origins(target: Model, node: int, root: Model) -> set[int]:
-    """The nodes of `root` that a node of a model made from it came from."""
-    if target is root or target.source is None:
-        return {node}
-    return {found for index in target.provenance[node] for found in origins(target.source, index, root)}
 
 
 def _traced(part: Part, root: Model) -> tuple[list[Verdict], str]:

@@ -126,18 +126,67 @@ class Placement:
         return [(*row, count) for row, count in sorted(rows.items(), key=lambda item: (-item[1], item[0]))]
 
 
+class Means(StrEnum):
+    """By whose doing a model comes to compute in the precision asked for."""
+
+    NONE = "none"
+    """It is run as it is."""
+    CAST = "cast"
+    """Paddock casts the graph: the adapter is given a model that states its types."""
+    QUANTIZE = "quantize"
+    """The adapter's quantiser writes an int8 model from samples."""
+    BACKEND = "backend"
+    """The backend lowers the whole model by a setting of its own, which is read back after load."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePrecision:
+    """The dtype in which one node computes; "" where it has no float tensor. `reason` says who or what decided."""
+
+    node: int
+    op: str
+    dtype: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchStep:
+    """One try of the search for the nodes to keep: how many stayed in fp32, their share of the work, the error.
+
+    `error` is None where it was not finite, or the try could not be built.
+    """
+
+    kept: int
+    share: float
+    error: float | None
+    agreement: float | None
+    met: bool
+
+
 @dataclass(frozen=True, slots=True)
 class PrecisionPlan:
-    """Which dtype the model computes in, and by what means.
+    """Which dtype each node computes in, by what means, and why.
 
-    `means` says who casts: "none" (the model already is in that precision) or "backend" (the backend's own
-    setting, read back after load). `keep_fp32` are node indices held in fp32.
+    `precision` is that of the arithmetic, `storage` the dtype that weights are kept in where that is another one.
+    `keep_fp32` are the nodes held in fp32 by the config, by what was measured, or because the adapter has no narrow
+    kernel; nodes that only follow their neighbours are not among them. `casts` are values with the dtype they are cast
+    to; `weights_saved` is in bytes.
     """
 
     precision: Precision
-    means: str = "none"
+    means: Means = Means.NONE
     keep_fp32: tuple[int, ...] = ()
     reason: str = ""
+    nodes: tuple[NodePrecision, ...] = ()
+    casts: tuple[tuple[str, str], ...] = ()
+    weights_saved: int = 0
+    storage: str = ""
+    searched: tuple[SearchStep, ...] = ()
+
+    def by_operator(self) -> list[tuple[str, str, str, int]]:
+        """Rows (operator, dtype, reason, count) of the nodes that compute in floats, most frequent first."""
+        rows = Counter((n.op, n.dtype, n.reason) for n in self.nodes if n.dtype)
+        return [(*row, count) for row, count in sorted(rows.items(), key=lambda item: (-item[1], item[0]))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +275,8 @@ class Plan:
         return {
             **{k: full[k] for k in ("model", "format", "adapter", "device", "versions", "verify", "budget")},
             **{k: full[k] for k in ("shapes", "bounds", "choices")},
-            "precision": {k: full["precision"][k] for k in ("precision", "means", "keep_fp32")},
+            "precision": {k: full["precision"][k] for k in ("precision", "means", "keep_fp32", "storage")},
+            "dtypes": [n["dtype"] for n in full["precision"]["nodes"]],
             "placement": [[n["node"], n["adapter"]] for n in full["placement"]["nodes"]],
             "segments": full["placement"]["segments"],
             "instances": full["memory"]["instances"],

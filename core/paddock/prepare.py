@@ -14,23 +14,27 @@ from typing import Any
 
 import numpy as np
 
+from paddock.asked import check_contract, check_fallback, excluded
 from paddock.cache import Store
 from paddock.child import Children
 from paddock.compile import check_answer
 from paddock.config import HardwareConfig
 from paddock.draft import draft
-from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, UsageError
+from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError
+from paddock.graph import Graph
 from paddock.host import Outputs, building
+from paddock.lowering import Lowering
 from paddock.model import Model
-from paddock.placing import Denials, Link, origins, place_model
-from paddock.plan import Plan, Precision, PrecisionPlan, Verdict
+from paddock.placing import Denials, Link, Placed, place_model
+from paddock.plan import Means, Plan, Precision, PrecisionPlan, Verdict
 from paddock.planning.operators import matching
-from paddock.planning.precision import plan_precision
+from paddock.planning.precision import NARROW, Keep, asked_to_keep, in_fp32, is_quantised, together
 from paddock.planning.shapes import apply_shapes, describe_shape
 from paddock.reading import open_model
-from paddock.references import Reference, read_golden, reference_outputs
+from paddock.references import Reference, reference_outputs
 from paddock.registry import Registered, Registry, Resolved
-from paddock.samples import Sample, checked, generate, load_samples
+from paddock.samples import Sample
+from paddock.sampling import Samples, calibration_samples, given_samples, judging_samples
 from paddock.spi import Arrays, Context, Event, Process, Shapes
 from paddock.verify import Outcome, compare
 from paddock.workshop import Part, Workshop
@@ -59,13 +63,17 @@ def prepare(
         tell("reading the model")
         origin = open_model(model, registry, children)
         origin = origin.with_graph(apply_shapes(origin.graph, config))
-        given = _given(samples, origin, config)
+        given = given_samples(samples, origin, config)
+        keep = asked_to_keep(origin, config)
+        calibration = calibration_samples(origin, config, is_quantised(origin))
         resolved = registry.resolve(config)
-        _check_fallback(config, registry)
+        check_fallback(config, registry)
         work = Path(tempfile.mkdtemp(prefix="paddock-"))
         try:
-            job = _Job(next(_NAMES), config, origin, registry, children, resolved, work, tell, given)
-            prepared = job.plan({})
+            job = _Job(
+                next(_NAMES), config, origin, registry, children, resolved, work, tell, given, calibration
+            )  # fmt: skip
+            prepared = job.plan({}, keep)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -88,6 +96,7 @@ class _Job:
     work: Path
     tell: Progress
     given: tuple[Sample, ...] | None
+    calibration: tuple[Sample, ...]
 
     @property
     def chain(self) -> tuple[str, ...]:
@@ -95,34 +104,106 @@ class _Job:
         names = (self.registry.canonical(name) for name in self.config.fallback)
         return tuple(dict.fromkeys((self.resolved.name, *names)))
 
-    def plan(self, denied: Denials, notes: Sequence[str] = (), trial: Store | None = None) -> Prepared:
-        """The plan with these nodes kept off these adapters, beside those that the config excludes.
+    def plan(self, denied: Denials, keep: Keep, notes: Sequence[str] = (), trial: Store | None = None) -> Prepared:
+        """The plan with these nodes kept off these adapters, beside those that the config excludes, and these in fp32.
 
         A trial is told to nobody, and what is cut out for it is kept in a store of its own.
         """
         self.tell(f"planning for {self.resolved.name}")
         links = [Link(self.resolved.name, partial(self._workshop, self.resolved))]
         links += [Link(name, partial(self._fallback, name)) for name in self.chain[1:]]
-        everywhere = _excluded(self.origin, self.config, links, denied, self.registry)
-        placed = place_model(self.origin, links, everywhere, self.registry, self.children, trial)
-        precision = plan_precision(self.origin, self.config, self.resolved.name)
-        parts = tuple(replace(part, precision=self._precision(part, precision)) for part in placed.parts)
+        everywhere = excluded(self.origin, self.config, links, denied, self.registry)
+        if keep.nodes and self._means() is Means.BACKEND:
+            links, everywhere = self._in_two_precisions(links, everywhere, keep)
+        lower = self._lowering(keep, trial)
+        placed = place_model(self.origin, links, everywhere, self.registry, self.children, lower, trial)
+        precision = together(self.origin, self.config.precision, [(p.dtypes, p.precision) for p in placed.parts], keep)
+        self._check_effect(precision, placed)
         candidates = _references(self.registry, self.origin, self.config.accuracy.verify)
         reference = tuple(entry.adapter.name() for entry in candidates)
-        plan = draft(self.config, self.origin, self.resolved, placed, parts, precision, reference, notes)
+        told = (*notes, *lower.notes)
+        plan = draft(self.config, self.origin, self.resolved, placed, placed.parts, precision, reference, told)
         if trial is None:
             self._announce(plan)
-        return Prepared(self, plan, parts, denied, tuple(notes), trial)
+        return Prepared(self, plan, placed.parts, denied, keep, tuple(notes), trial)
+
+    def _means(self) -> Means:
+        precision = self.config.precision
+        if precision is Precision.FP32:
+            return Means.NONE
+        adapter = self.resolved.registered.adapter(self.resolved.config, self.resolved.device)
+        means: Means = building(f"{self.resolved.name}: means", lambda: adapter.means(precision))
+        return means
+
+    def _in_two_precisions(self, links: list[Link], denied: Denials, keep: Keep) -> tuple[list[Link], Denials]:
+        """The chain with the adapter a second time, in fp32, for the nodes that a whole session cannot keep apart."""
+        name = self.resolved.name
+        if Precision.FP32 not in self.resolved.registered.adapter.precisions:
+            wide: list[Link] = []
+        else:
+            config = self.config.model_copy(update={"precision": Precision.FP32})
+            resolved = self.registry.consider(name, config)
+            threads = self.resolved.config.threads
+            resolved = replace(resolved, config=replace(resolved.config, threads=threads))
+            wide = [Link(in_fp32(name), partial(self._workshop, resolved))]
+        kept = {node: Verdict.no(f"it stays in fp32: {reason}", "precision") for node, reason in keep.nodes.items()}
+        own = denied.get(name, {})
+        found = {**denied, name: {**kept, **own}}
+        if wide:
+            found[wide[0].name] = own
+        return [links[0], *wide, *links[1:]], found
+
+    def _lowering(self, keep: Keep, trial: Store | None) -> Lowering:
+        config = self.config
+        return Lowering(
+            self.origin,
+            NARROW[Precision(config.storage)] if config.storage else "",
+            config.io_dtype is not None,
+            keep,
+            config.accuracy.verify != "off",
+            self.registry,
+            self.children,
+            lambda: self.calibration or self.samples().judged,
+            lambda: self.calibration,
+            trial or self.registry.store,
+        )
+
+    def _check_effect(self, precision: PrecisionPlan, placed: Placed) -> None:
+        """Raises `NotAvailable` where what was asked for changes nothing, or cannot be had."""
+        if precision.means in (Means.CAST, Means.QUANTIZE) and not precision.storage:
+            narrow = [node for node in precision.nodes if node.dtype not in ("", "float32")]
+            if not narrow:
+                rows = [f"{op} ({count}): {reason}" for op, _, reason, count in precision.by_operator()]
+                raise NotAvailable(
+                    f"precision {precision.precision} would have no effect: no node computes in it",
+                    where="$.precision", candidates=rows[:8], remedy="set precision to fp32",
+                )  # fmt: skip
+        if precision.storage and not precision.weights_saved:
+            raise NotAvailable(
+                f"storage {self.config.storage} would have no effect: there are no float32 weights that it holds",
+                where="$.storage", remedy="leave it out",
+            )  # fmt: skip
+        if self.config.io_dtype is not None and (len(placed.parts) > 1 or precision.means is not Means.CAST):
+            raise NotAvailable(
+                "inputs and outputs change their dtype only where one adapter runs the whole model, cast by Paddock",
+                where="$.io_dtype", remedy="leave it out",
+            )  # fmt: skip
+
+    def samples(self) -> Samples:
+        """What the deployment is to be checked on; raises `ConfigError` where it does not fit the model."""
+        format = self.registry.formats[self.origin.format]
+        found = judging_samples(self.origin, self.config, self.given, format)
+        return found if self.config.io_dtype is None else found.rounded()
 
     def _announce(self, plan: Plan) -> None:
         self.registry.observe(Event("plan", self.name, {"adapter": plan.adapter, "key": plan.key}))
         for name in plan.placement.adapters:
-            if name != plan.adapter:
+            if name not in (plan.adapter, in_fp32(plan.adapter)):
                 nodes = plan.placement.on(name)
                 self.registry.observe(Event("fallback", self.name, {"adapter": name, "nodes": nodes}))
 
     def _workshop(self, resolved: Resolved) -> Workshop:
-        _check_contract(resolved, self.origin)
+        check_contract(resolved, self.origin)
         cache = self.registry.store.private("adapters", [resolved.name, dict(resolved.versions)])
         work = self.work / resolved.name.replace("/", "-")
         work.mkdir(exist_ok=True)
@@ -151,18 +232,6 @@ class _Job:
         threads = self.resolved.config.threads
         return self._workshop(replace(resolved, config=replace(resolved.config, threads=threads)))
 
-    def _precision(self, part: Part, plan: PrecisionPlan) -> PrecisionPlan:
-        """The precision plan by the nodes of a part's target; a fallback may have to compute in fp32."""
-        own = part.workshop.resolved.config.precision
-        if own is not plan.precision:
-            return PrecisionPlan(own, "none", (), f"{part.workshop.name} does not compute in {plan.precision}")
-        if not plan.keep_fp32 or part.target is self.origin:
-            return plan
-        keep = {
-            n.index for n in part.target.graph.nodes if origins(part.target, n.index, self.origin) & set(plan.keep_fp32)
-        }
-        return replace(plan, keep_fp32=tuple(sorted(keep)))
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -173,6 +242,8 @@ class Prepared:
     parts: tuple[Part, ...]
     denied: Denials
     """What planning was told beside the config: nodes that an SDK or a repair keeps off an adapter."""
+    keep: Keep
+    """The nodes that are to stay in fp32."""
     notes: tuple[str, ...] = ()
     """What the plan says of them."""
     trial: Store | None = None
@@ -203,6 +274,16 @@ class Prepared:
         """The model whose input and output names the sessions know: the one part's, or the user's own."""
         return self.parts[0].target if len(self.parts) == 1 else self.origin
 
+    @property
+    def interface(self) -> Graph:
+        """What requests are checked by: the origin's graph, its float32 inputs and outputs in the config's io_dtype."""
+        graph = self.origin.graph
+        if self.config.io_dtype is None:
+            return graph
+        border = {v for v in (*graph.inputs, *graph.outputs) if graph.values[v].dtype == "float32"}
+        values = tuple(replace(v, dtype="float16") if i in border else v for i, v in enumerate(graph.values))
+        return replace(graph, values=values)
+
     def tell(self, message: str) -> None:
         """Says in a few words what is being done."""
         self.job.tell(message)
@@ -210,7 +291,12 @@ class Prepared:
     def again(self, denied: Denials, notes: Sequence[str] = (), trial: Store | None = None) -> Prepared:
         """The plan made anew with other nodes kept off; of a trial, another one."""
         with self.config.named():
-            return self.job.plan(denied, notes, trial or self.trial)
+            return self.job.plan(denied, self.keep, notes, trial or self.trial)
+
+    def keeping(self, keep: Keep, trial: Store | None = None) -> Prepared:
+        """The plan made anew with other nodes in fp32; of a trial, another one."""
+        with self.config.named():
+            return self.job.plan(self.denied, keep, self.notes, trial or self.trial)
 
     def discard(self) -> None:
         """Removes the work folder of a plan that is not carried out."""
@@ -218,21 +304,7 @@ class Prepared:
 
     def samples(self) -> Samples:
         """What the deployment is to be checked on; raises `ConfigError` where it does not fit the model."""
-        accuracy, graph = self.config.accuracy, self.origin.graph
-        if accuracy.golden is not None:
-            return Samples((), "golden outputs", read_golden(accuracy.golden, self.origin))
-        if self.job.given is not None:
-            return Samples(self.job.given, "given in the call", extra=_shuffled(self.job.given))
-        if accuracy.samples is not None:
-            found = load_samples(accuracy.samples, graph)
-            return Samples(tuple(found), "accuracy.samples", extra=_shuffled(found))
-        format = self.registry.formats[self.origin.format]
-        try:
-            return Samples(tuple(generate(graph, format.gathers, format.transparent)), "generated")
-        except ConfigError:
-            if accuracy.verify == "off":
-                return Samples((), "none")
-            raise
+        return self.job.samples()
 
     def references(self) -> list[Registered]:
         """The adapters that may serve as the reference, best first."""
@@ -268,8 +340,10 @@ class Prepared:
 
     def to_target(self, feeds: Arrays) -> Arrays:
         """Feeds under the names that the sessions know; conversions keep the order, not always the names."""
-        names = zip(self.origin.graph.input_values, self.target.graph.input_values, strict=True)
-        return {there.name: feeds[here.name] for here, there in names}
+        names = zip(self.interface.input_values, self.target.graph.input_values, strict=True)
+        if self.config.io_dtype is None:
+            return {there.name: feeds[here.name] for here, there in names}
+        return {there.name: feeds[here.name].astype(here.dtype or "") for here, there in names}
 
     def answer(self, run: Callable[[Arrays], Outputs], sample: Sample) -> Outputs:
         """One run, checked for its form, under the user's own output names."""
@@ -280,103 +354,11 @@ class Prepared:
             if here.kind == "tensor" and not isinstance(found[there.name], np.ndarray):
                 kind = type(found[there.name]).__name__
                 raise BuildFailed(f"{self.plan.adapter}: run() returned a {kind} for {here.name!r}, not an array")
-        return {here.name: found[there.name] for here, there in values}
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a deployment is checked on, where it came from, and golden answers where there are any."""
-
-    inputs: tuple[Sample, ...]
-    source: str
-    reference: Reference | None = None
-    extra: Sample | None = None
-    """One more input for the reference alone, to see whether outputs vary; not judged."""
-
-
-def _given(
-    samples: Sequence[Mapping[str, Any]] | None, model: Model, config: HardwareConfig
-) -> tuple[Sample, ...] | None:
-    """Samples handed over in memory, checked; raises `UsageError` where they would have no effect."""
-    if samples is None:
-        return None
-    accuracy = config.accuracy
-    if accuracy.samples is not None or accuracy.verify in ("golden", "off"):
-        raise UsageError(
-            "have no effect beside the config's accuracy.samples, or with verify golden or off", where="samples",
-            remedy="leave one of the two out",
-        )  # fmt: skip
-    if not samples:
-        raise UsageError("are empty", where="samples", remedy="give at least one, or leave them out")
-    return tuple(checked(sample, model.graph, f"samples[{n}]") for n, sample in enumerate(samples))
-
-
-def _check_fallback(config: HardwareConfig, registry: Registry) -> None:
-    for position, name in enumerate(config.fallback):
-        if registry.canonical(name) == registry.canonical(config.adapter):
-            raise ConfigError(
-                "has no effect: it is the adapter that the config asks for", where=f"$.fallback[{position}]",
-                remedy="name others, or leave it out",
-            )  # fmt: skip
-
-
-def _excluded(
-    model: Model, config: HardwareConfig, links: Sequence[Link], denied: Denials, registry: Registry
-) -> Denials:
-    """What is kept off each adapter: by the config's `operators.exclude`, and beside it."""
-    found = {name: dict(nodes) for name, nodes in denied.items()}
-    reason = Verdict.no("excluded by the config", "$.operators.exclude")
-    exclude = config.operators.exclude
-    if not isinstance(exclude, Mapping):
-        for node in matching(model, exclude, "$.operators.exclude"):
-            found.setdefault(links[0].name, {})[node] = reason
-        return found
-    known = [link.name for link in links]
-    for name, patterns in exclude.items():
-        where = f'$.operators.exclude["{name}"]'
-        if registry.canonical(name) not in known:
-            raise ConfigError(
-                "has no effect: the config does not use this adapter", where=where, candidates=known,
-                remedy="name the config's own adapter or one of its fallbacks",
-            )  # fmt: skip
-        for node in matching(model, patterns, where):
-            found.setdefault(registry.canonical(name), {})[node] = reason
-    return found
-
-
-def _check_contract(resolved: Resolved, model: Model) -> None:
-    """Raises `NotAvailable` for what an adapter declares and this version cannot give it."""
-    adapter = resolved.registered.adapter
-    if adapter.process is Process.EXCLUSIVE:
-        raise NotAvailable(
-            f"{resolved.name} needs a process of its own, which is not available in this version",
-            where="$.hardware/$.backend",
-        )
-    open_inputs = {
-        value.name: describe_shape(model.graph, value)
-        for value in model.graph.input_values
-        if value.shape is None or not all(isinstance(dim, int) for dim in value.shape)
-    }
-    if adapter.shapes is Shapes.STATIC and open_inputs:
-        raise NotAvailable(
-            f"{resolved.name} takes fixed shapes only, and these are open: {open_inputs}",
-            where="$.shapes",
-            remedy="fix them in shapes, one extent for each dimension",
-        )
+        if self.config.io_dtype is None:
+            return {here.name: found[there.name] for here, there in values}
+        return {here.name: found[there.name].astype(here.dtype or "") for here, there in values}
 
 
 def _references(registry: Registry, model: Model, verify: str) -> list[Registered]:
     """Who may be the reference, best first; nobody where none is asked."""
     return [] if verify in ("off", "golden") else registry.references(model.format)
-
-
-def _shuffled(samples: Sequence[Sample]) -> Sample | None:
-    """The elements of a sample in another order: other values, each in its range. None where order changes nothing."""
-    rng = np.random.default_rng(0)
-    for sample in samples:
-        if not all(isinstance(array, np.ndarray) for array in sample.values()):
-            continue
-        mixed = {name: rng.permutation(array.ravel()).reshape(array.shape) for name, array in sample.items()}
-        if any(array.tobytes() != mixed[name].tobytes() for name, array in sample.items()):
-            return mixed
-    return None

@@ -53,7 +53,7 @@ def open_model(path: str | os.PathLike[str] | Model, registry: Registry, childre
         origin = path.origin
         if origin.format not in registry.formats:
             raise ModelError(f"no plugin that is loaded reads {origin.format} models")
-        return _read(registry.formats[origin.format], origin.files, registry, children)
+        return read_files(registry.formats[origin.format], origin.files, registry, children)
     try:
         place = Path(os.fspath(path))
         place.exists()
@@ -71,7 +71,7 @@ def open_model(path: str | os.PathLike[str] | Model, registry: Registry, childre
             "holds models of several formats", where=str(place), candidates=sorted(located), remedy="name one file"
         )
     name, files = next(iter(located.items()))
-    return _read(registry.formats[name], files, registry, children)
+    return read_files(registry.formats[name], files, registry, children)
 
 
 def adapted(
@@ -104,7 +104,7 @@ def extracted(
     Its border has the dtypes and shapes of `model.graph`, bounds included. `store` is where it is kept, the registry's
     by default.
     """
-    format, owner = registry.formats[model.format], _owner(registry.formats[model.format], registry)
+    format, owner = registry.formats[model.format], owner_of(registry.formats[model.format], registry)
     graph = model.graph
     border = [graph.values[value] for value in (*segment.inputs, *segment.outputs)]
     nodes = tuple(sorted((*segment.nodes, *segment.constants)))
@@ -120,9 +120,9 @@ def extracted(
 
     folder = (store or registry.store).folder("segments", key, build)
     kept = json.loads((folder / _SEGMENT).read_text())
-    part = _read(format, {role: folder / name for role, name in kept.items()}, registry, children)
+    part = read_files(format, {role: folder / name for role, name in kept.items()}, registry, children)
     _check_extract(part.graph, model.graph, segment, nodes, folder)
-    bounds = _carried_bounds([graph.values[value] for value in segment.inputs], graph, part.graph)
+    bounds = carried_bounds([graph.values[value] for value in segment.inputs], graph, part.graph)
     traced = tuple((node,) for node in nodes)
     return Model(model.format, part.files, part.fingerprint, part.graph.with_bounds(bounds), model, traced)
 
@@ -151,10 +151,11 @@ def _takes(registry: Registry, name: str, formats: Sequence[str]) -> bool:
     return any(format in entry.adapter.formats for entry in registry.adapters[name] for format in formats)
 
 
-def _read(format: Format, files: Files, registry: Registry, children: Children) -> Model:
+def read_files(format: Format, files: Files, registry: Registry, children: Children) -> Model:
+    """The model that these files hold, read in a child; kept by its content."""
     complete = _asked(format, next(iter(files.values())), lambda: format.complete(files))
     mark = fingerprint(format.name, complete)
-    owner = _owner(format, registry)
+    owner = owner_of(format, registry)
 
     def read() -> Any:
         try:
@@ -170,7 +171,7 @@ def _read(format: Format, files: Files, registry: Registry, children: Children) 
 
 def _convert(model: Model, target: str, registry: Registry, children: Children, store: Store) -> Model:
     format = registry.formats[model.format]
-    owner = _owner(format, registry)
+    owner = owner_of(format, registry)
 
     def build(folder: Path) -> None:
         try:
@@ -190,8 +191,8 @@ def _convert(model: Model, target: str, registry: Registry, children: Children, 
     folder = store.folder("conversions", [model.fingerprint, target, *owner], build)
     kept = json.loads((folder / _CONVERSION).read_text())
     files = {role: folder / name for role, name in kept["files"].items()}
-    converted = _read(registry.formats[target], files, registry, children)
-    graph = converted.graph.with_bounds(_carried_bounds(model.graph.input_values, model.graph, converted.graph))
+    converted = read_files(registry.formats[target], files, registry, children)
+    graph = converted.graph.with_bounds(carried_bounds(model.graph.input_values, model.graph, converted.graph))
     provenance = tuple(tuple(nodes) for nodes in kept["provenance"])
     if len(provenance) != len(graph.nodes):
         raise ModelError(
@@ -202,7 +203,7 @@ def _convert(model: Model, target: str, registry: Registry, children: Children, 
     return Model(target, converted.files, converted.fingerprint, graph, model, provenance)
 
 
-def _carried_bounds(inputs: Sequence[Value], source: Graph, target: Graph) -> dict[str, Range]:
+def carried_bounds(inputs: Sequence[Value], source: Graph, target: Graph) -> dict[str, Range]:
     """The ranges of `inputs`, values of `source`, under the target's symbols, by position of input and axis."""
     if len(inputs) != len(target.inputs):
         raise ModelError(f"the conversion has {len(target.inputs)} inputs, the model {len(inputs)}")
@@ -219,7 +220,7 @@ def _carried_bounds(inputs: Sequence[Value], source: Graph, target: Graph) -> di
     return bounds
 
 
-def _owner(format: Format, registry: Registry) -> list[str]:
+def owner_of(format: Format, registry: Registry) -> list[str]:
     """The distribution that brings a format, its version and its SDK's: part of every key."""
     for plugin in registry.plugins:
         if format.name in plugin.formats:

@@ -6,31 +6,27 @@ says so in its plan, and remembers the answer.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from paddock.cache import Store
-from paddock.compile import Refused, blamed, tried
+from paddock.compile import Refused
 from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
-from paddock.host import ExecutionHost, Outputs
 from paddock.machine import host_facts
-from paddock.pipeline import Flow, run_through
-from paddock.placing import Denials, origins
+from paddock.placing import Denials
 from paddock.plan import Verdict
 from paddock.planning.bisection import Oracle, TooManyRunsError, smallest
-from paddock.prepare import Prepared, Samples
+from paddock.prepare import Prepared
 from paddock.references import Reference
-from paddock.samples import Sample, digest_samples
-from paddock.spi import Artifact, Event
-from paddock.verify import Outcome, Report, compare
+from paddock.samples import digest_samples
+from paddock.sampling import Samples
+from paddock.spi import Event
+from paddock.trials import judged_in_children, trial_store
+from paddock.verify import Outcome, Report
 
 RUNS = 256
 """How many deployments are tried before the search is given up."""
 
-_REPLANS = 16
 _SHOWN = 8
 
 
@@ -56,37 +52,6 @@ class Culprits:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             shown.append(f"{', '.join(nodes[n].label for n in found[:_SHOWN])}{more} kept off {adapter}")
         return f"REPAIRED in {self.runs} runs: {'; '.join(shown)}; before: {self.problem}"
-
-
-def try_out(prepared: Prepared, samples: Sequence[Sample]) -> list[Artifact]:
-    """The artifacts of a plan, compiled, loaded and run on the first of `samples` in children."""
-    with tried(prepared.plan, prepared.parts) as (artifacts, hosts):
-        for sample in samples[:1]:
-            _answer(prepared, hosts, sample)
-    return artifacts
-
-
-def _answer(prepared: Prepared, hosts: Sequence[ExecutionHost], sample: Sample) -> Outputs:
-    if len(prepared.parts) == 1:
-        with blamed(prepared.parts[0]):
-            return prepared.answer(hosts[0].run, sample)
-    flow = Flow.of(prepared.parts, prepared.origin.graph)
-    return prepared.answer(lambda feeds: run_through(flow, hosts, feeds), sample)
-
-
-def replanned(prepared: Prepared, refused: Refused) -> Prepared:
-    """The plan made anew without the nodes that an SDK refused; raises `NotAvailable` where nobody else takes them."""
-    part, origin = refused.part, prepared.origin
-    nodes = {found for node in refused.nodes for found in origins(part.target, node, origin)}
-    own = nodes & set(part.segment.nodes) or set(part.segment.nodes)
-    if not prepared.config.fallback:
-        raise NotAvailable(
-            refused.problem, candidates=refused.candidates, remedy='name adapters for single nodes in "fallback"'
-        ) from refused
-    reason = Verdict.no(refused.problem, f"{part.workshop.name}, while compiling")
-    denied = {name: dict(found) for name, found in prepared.denied.items()}
-    denied.setdefault(part.workshop.name, {}).update(dict.fromkeys(own, reason))
-    return prepared.again(denied, prepared.notes)
 
 
 def repairable(error: PaddockError) -> bool:
@@ -174,7 +139,7 @@ class _Attempt:
 
     def movable(self) -> list[int]:
         """The nodes that can be moved: those on these adapters that a later one of the chain takes."""
-        with self._store() as store:
+        with trial_store(self.prepared) as store:
             placed = self._planned(frozenset(), store).plan.placement.nodes
             nodes = [p.node for p in placed if p.adapter in self.kept_off]
             while nodes:
@@ -197,39 +162,17 @@ class _Attempt:
 
     def _problem(self, out: frozenset[int]) -> str:
         try:
-            with self._store() as store:
-                prepared = self._planned(out, store)
-                for _ in range(_REPLANS):
-                    try:
-                        return self._judged(prepared)
-                    except Refused as refused:
-                        prepared = replanned(prepared, refused)
+            with trial_store(self.prepared) as store:
+                report = judged_in_children(self._planned(out, store), self.reference, self.source)
+                return report.reason if report.outcome is Outcome.FAILED else ""
         except (NotAvailable, BuildFailed, RunFailed) as error:
             return error.problem
-        return "an SDK refused other nodes each time"
-
-    @contextmanager
-    def _store(self) -> Iterator[Store]:
-        """For the segments of one attempt: each holds weights, and no other attempt has the same."""
-        with tempfile.TemporaryDirectory(dir=self.prepared.job.work, prefix="trial-") as folder:
-            yield Store(Path(folder))
 
     def _planned(self, out: frozenset[int], store: Store) -> Prepared:
         denied = {name: dict(nodes) for name, nodes in self.prepared.denied.items()}
         for name in self.kept_off:
             denied.setdefault(name, {}).update(dict.fromkeys(out, self.reason))
         return self.prepared.again(denied, trial=store)
-
-    def _judged(self, prepared: Prepared) -> str:
-        reference = self.reference
-        with tried(prepared.plan, prepared.parts) as (_, hosts):
-            answers = []
-            for sample in reference.samples[: reference.judged]:
-                answers.append(_answer(prepared, hosts, sample))
-                report = compare(reference, answers, prepared.config, self.source)
-                if report.outcome is Outcome.FAILED:
-                    return report.reason
-        return ""
 
 
 def _applied(prepared: Prepared, culprits: Culprits) -> Prepared:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from rich.table import Table
 
 from paddock.bench import Entry
 from paddock.bisect import Bisection
-from paddock.plan import Plan
+from paddock.lowered import Written
+from paddock.plan import Plan, PrecisionPlan, SearchStep
 from paddock.planning.memory import readable
 from paddock.registry import Plugin, Registered
 from paddock.spi import Devices, Probe
 from paddock.verify import Report
 
+_CASTS = 8
 _STYLE = {"yes": "green", "no": "red", "provisional": "yellow"}
 
 
@@ -66,11 +68,11 @@ def show_adapters(
         )
 
 
-def show_plan(out: Console, plan: Plan) -> None:
-    """A plan: what runs where, in what, in how much memory, and why."""
+def show_plan(out: Console, plan: Plan, nodes: bool = False) -> None:
+    """A plan: what runs where, in what, in how much memory, and why; with `nodes`, the dtype of every single one."""
     facts = [
         ("adapter", f"{plan.adapter} on device {plan.device}"),
-        ("precision", f"{plan.precision.precision.value}: {plan.precision.reason}"),
+        ("precision", _precision(plan.precision)),
         ("nodes", _nodes(plan)),
         ("shapes", ", ".join(f"{name} {shape}" for name, shape in plan.shapes.items())),
         ("memory", _memory(plan)),
@@ -93,6 +95,56 @@ def show_plan(out: Console, plan: Plan) -> None:
         (op, str(count), adapter, answer, reason) for op, adapter, answer, reason, count in plan.placement.by_operator()
     ]
     out.print(table(("operator", "nodes", "runs on", "verdict", "because"), rows))
+    _show_precision(out, plan.precision, nodes)
+
+
+def _show_precision(out: Console, plan: PrecisionPlan, nodes: bool) -> None:
+    """What is computed in what: by operator, or node by node; what was searched."""
+    if plan.nodes:
+        out.print()
+        if nodes:
+            each = [(f"#{n.node} {n.op}", n.dtype, n.reason) for n in plan.nodes if n.dtype]
+            out.print(table(("node", "computes in", "because"), each))
+        else:
+            rows = [(op, str(count), dtype, reason) for op, dtype, reason, count in plan.by_operator()]
+            out.print(table(("operator", "nodes", "computes in", "because"), rows))
+    if plan.casts:
+        out.print()
+        shown = ", ".join(f"{value} to {dtype}" for value, dtype in plan.casts[:_CASTS])
+        more = f" and {len(plan.casts) - _CASTS} more" if len(plan.casts) > _CASTS else ""
+        out.print(escape(f"casts: {len(plan.casts)} ({shown}{more})"), soft_wrap=True)
+    _show_search(out, plan.searched)
+
+
+def _show_search(out: Console, steps: Sequence[SearchStep]) -> None:
+    if steps:
+        rows = [
+            (
+                str(number),
+                str(step.kept),
+                f"{step.share:.1%}",
+                "-" if step.error is None else f"{step.error:.3g}",
+                "-" if step.agreement is None else f"{step.agreement:.4f}",
+                "yes" if step.met else "no",
+            )
+            for number, step in enumerate(steps, start=1)
+        ]
+        out.print()
+        out.print(table(("try", "nodes in fp32", "of the work", "error", "agreement", "in budget"), rows))
+
+
+def show_written(out: Console, written: Written) -> None:
+    """A model that was cast or quantised: its files, size, error, and what stays in fp32."""
+    plan = written.plan.precision
+    out.print(escape(f"{written.plan.adapter}, {plan.reason}"), soft_wrap=True)
+    ratio = written.after / max(1, written.before)
+    out.print(f"{readable(written.after)}, {ratio:.2f} of {readable(written.before)}")
+    show_report(out, written.report)
+    _show_search(out, plan.searched)
+    reasons = {node.node: node.reason for node in plan.nodes}
+    for node, name in zip(plan.keep_fp32, written.keep_fp32, strict=True):
+        out.print(escape(f"  {name} stays in fp32: {reasons.get(node, '')}"), soft_wrap=True)
+    out.print(escape(f"written: {written.folder} ({', '.join(written.files)})"), soft_wrap=True)
 
 
 def _nodes(plan: Plan) -> str:
@@ -168,6 +220,11 @@ def show_bench(out: Console, entries: Iterable[Entry]) -> None:
 def show_facts(out: Console, facts: Mapping[str, Any]) -> None:
     """Lines of name and value."""
     out.print(table(("", ""), [(name, str(value)) for name, value in facts.items()]))
+
+
+def _precision(plan: PrecisionPlan) -> str:
+    saved = f"; weights are {readable(plan.weights_saved)} smaller" if plan.weights_saved else ""
+    return f"{plan.precision.value}: {plan.reason}{saved}"
 
 
 def _memory(plan: Plan) -> str:

@@ -18,13 +18,21 @@ import pluggy
 from pydantic import BaseModel, ConfigDict
 
 from paddock.config import HardwareConfig
-from paddock.errors import ModelError, NotAvailable
-from paddock.graph import Graph, Range
+from paddock.errors import NotAvailable
+from paddock.formats import CastModel, Format
+from paddock.graph import Range
 from paddock.model import Files, Model
-from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Remedy, Segment, Verdict
+from paddock.plan import Means, MemoryPlan, Precision, PrecisionPlan, Remedy, Segment, Verdict
+from paddock.planning.classes import OperatorClasses, standard_classes
 
 if TYPE_CHECKING:
     import numpy as np
+
+__all__ = [
+    "SPI_VERSION", "Adapter", "Arrays", "Artifact", "CastModel", "Concurrency", "Context", "Device", "Devices", "Event",
+    "Format", "NoOptions", "Observed", "OperatorClasses", "Probe", "Process", "Quantizer", "ReferenceRole",
+    "ResolvedConfig", "SegmentPlan", "Selection", "Session", "Shapes", "Threading", "hookimpl", "hookspec",
+]  # fmt: skip
 
 SPI_VERSION = 1
 """The version of this page. A plugin states the one it was written against; a newer one is a verdict, not a crash."""
@@ -201,6 +209,18 @@ class Observed:
     peak_bytes: int | None = None
 
 
+class Quantizer(ABC):
+    """Post-training quantisation of one model: calibrated once, when it is made; lives in a child process."""
+
+    @abstractmethod
+    def write(self, target: Path, keep: frozenset[int]) -> tuple[tuple[int, ...], ...]:
+        """Writes the model quantised to `target`, the nodes `keep` left in float.
+
+        Returns by node of it the nodes of the given model that it came from; none for what quantisation puts in.
+        Inputs and outputs keep their names, dtypes and shapes. The same calls write the same bytes.
+        """
+
+
 class Session(ABC):
     """A loaded artifact, ready to run."""
 
@@ -301,6 +321,21 @@ class Adapter(ABC):
         """
         return ()
 
+    def means(self, precision: Precision) -> Means:
+        """By whose doing a model comes to compute in `precision`, one of those declared, other than fp32.
+
+        By default Paddock casts the graph for fp16 and bf16, and asks `quantizer` for int8.
+        """
+        return Means.QUANTIZE if precision is Precision.INT8 else Means.CAST
+
+    def operator_classes(self) -> OperatorClasses:
+        """Which operators are worth a narrow type on this backend; the standard's classes refined, where it differs."""
+        return standard_classes()
+
+    def quantizer(self, model: Model, samples: Sequence[Arrays], work: Path) -> Quantizer:
+        """A quantiser for `model`, calibrated on `samples`, for adapters that compute in int8. Runs in a child."""
+        raise NotAvailable(f"{self.name()} has no quantiser", where="$.precision")
+
     def plan_memory(self, model: Model, precision: PrecisionPlan) -> MemoryPlan | None:
         """The adapter's own prediction, or None for the core's (`paddock.planning.memory`)."""
         return None
@@ -308,59 +343,6 @@ class Adapter(ABC):
     def compatible(self, artifact: Artifact) -> Verdict:
         """Asked before `load`; the cache already keys by versions, driver and device."""
         return Verdict.yes()
-
-
-class Format(ABC):
-    """A model format: how its files are found, read, and converted to others."""
-
-    name: ClassVar[str]
-    suffixes: ClassVar[tuple[str, ...]]
-    """The file endings by which it is known, lower case with the dot."""
-    spi_version: ClassVar[int]
-    converts_to: ClassVar[tuple[str, ...]] = ()
-    gathers: ClassVar[Mapping[str, tuple[int, int]]] = {}
-    """Node types that look rows up: (position of the indices, position of the table), so that samples stay in range."""
-    transparent: ClassVar[frozenset[str]] = frozenset()
-    """Node types whose first output holds the first input's values: casts, reshapes, copies."""
-    constants: ClassVar[frozenset[str]] = frozenset()
-    """Node types without inputs whose output is the same in every run: a segment that reads one gets its own copy."""
-
-    def versions(self) -> tuple[str, ...]:
-        """Versions of the SDK that reads it, from metadata: part of the key under which readings are kept."""
-        return ()
-
-    @abstractmethod
-    def locate(self, path: Path) -> Files | None:
-        """The model's files by role when `path` (a file, a stem, a folder) holds this format, else None.
-
-        Looks at names only. Raises `ModelError` where it is this format and a file is missing.
-        """
-
-    @abstractmethod
-    def read(self, files: Files) -> Graph:
-        """The graph of these files. Runs in a child process, since SDKs abort on broken files; raises `ModelError`."""
-
-    def complete(self, files: Files) -> Files:
-        """All files that belong to the fingerprint, such as external data named inside the model; reads little."""
-        return files
-
-    def convert(self, model: Model, target: str, folder: Path) -> tuple[Files, tuple[tuple[int, ...], ...]]:
-        """Writes `model` in format `target` into `folder`: its files and, by target node, the source's node indices.
-
-        The target's node order is that of `target`'s own reader. Runs in a child process; raises `ModelError` for
-        broken files, `Unsupported` where certain nodes have no equivalent there, `NotAvailable` where it cannot be
-        told which.
-        """
-        raise ModelError(f"there is no conversion from {self.name} to {target}")
-
-    def extract(self, model: Model, segment: Segment, folder: Path) -> Files:
-        """Writes one segment of `model` as a model of this format into `folder`: its files.
-
-        It holds the segment's `nodes` and copies of its `constants`, in the order of their indices, with the constants
-        (initializers, parameters) that they and their bodies read; its inputs and outputs are the segment's, in that
-        order, under the values' names, with the dtypes and shapes that `model.graph` states. Runs in a child process.
-        """
-        raise NotAvailable(f"the format {self.name} cannot be cut into segments")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from paddock.errors import BuildFailed
 from paddock.host import building
 from paddock.machine import host_facts
 from paddock.model import Model
-from paddock.plan import PrecisionPlan, Remedy, Segment, Verdict
+from paddock.plan import NodePrecision, PrecisionPlan, Remedy, Segment, Verdict
 from paddock.registry import Registry, Resolved
 from paddock.spi import Adapter, Context, Selection
 
@@ -49,8 +50,9 @@ class Workshop:
 class Part:
     """One segment of a deployment with the adapter that runs it.
 
-    `target` holds exactly the segment's nodes, in the adapter's format, traced back to the model's; `verdicts` are the
-    adapter's, about `target`; `whole` says that the segment is the whole model.
+    `target` holds exactly the segment's nodes, in the adapter's format and precision, traced back to the model's;
+    `verdicts` are the adapter's, about `target`; `precision` and `dtypes` tell what became of the model's own nodes;
+    `whole` says that the segment is the whole model.
     """
 
     segment: Segment
@@ -59,6 +61,7 @@ class Part:
     verdicts: tuple[Verdict, ...]
     remedies: tuple[Remedy, ...]
     precision: PrecisionPlan
+    dtypes: Mapping[int, NodePrecision]
     whole: bool
 
     @property

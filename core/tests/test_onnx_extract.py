@@ -20,8 +20,8 @@ from onnx.reference import ReferenceEvaluator
 from paddock.errors import ModelError, NotAvailable
 from paddock.graph import Graph, Range
 from paddock.model import Files, Model
-from paddock.onnx_extract import INLINE
 from paddock.onnx_format import OnnxFormat
+from paddock.onnx_store import INLINE
 from paddock.plan import Segment
 
 FORMAT = OnnxFormat()

@@ -16,20 +16,23 @@ from paddock.graph import Graph, Node, Range, Value
 from paddock.model import Model
 from paddock.plan import (
     Answer,
+    Means,
     MemoryPlan,
     NodePlacement,
+    NodePrecision,
     Placement,
     Plan,
     Precision,
     PrecisionPlan,
     Remedy,
+    SearchStep,
     Segment,
     Setting,
     Verdict,
     digest,
 )
 from paddock.planning.operators import Candidate, matching, place
-from paddock.planning.precision import plan_precision
+from paddock.planning.precision import Keep, asked_to_keep, portable
 from paddock.planning.verifier import verify_placement
 from pydantic import ValidationError
 
@@ -49,7 +52,21 @@ PLANS = st.builds(
     format=TEXT,
     adapter=TEXT,
     device=TEXT,
-    precision=st.builds(PrecisionPlan, st.sampled_from(Precision), TEXT, INDICES, TEXT),
+    precision=st.builds(
+        PrecisionPlan,
+        st.sampled_from(Precision),
+        st.sampled_from(Means),
+        INDICES,
+        TEXT,
+        st.lists(st.builds(NodePrecision, COUNT, TEXT, TEXT, TEXT), max_size=2).map(tuple),
+        st.lists(st.tuples(TEXT, TEXT), max_size=2).map(tuple),
+        COUNT,
+        TEXT,
+        st.lists(
+            st.builds(SearchStep, COUNT, st.floats(0, 1), st.none() | st.floats(0, 9), st.none(), st.booleans()),
+            max_size=2,
+        ).map(tuple),
+    ),
     placement=st.builds(
         Placement,
         st.lists(
@@ -234,15 +251,13 @@ def test_a_wrong_placement_is_caught(broken: str) -> None:
         verify_placement(model().graph, replace(good, segments=segments))
 
 
-def test_precision() -> None:
-    assert plan_precision(model(), config(), "cpu/x").means == "none"
-    assert plan_precision(model(), config(operators={"keep_fp32": ["Relu"]}), "cpu/x").keep_fp32 == (0, 2)
-    assert plan_precision(model(), config(precision="bf16"), "cpu/x").means == "backend"
-    for fields, where in (
-        ({"precision": "bf16", "operators": {"keep_fp32": ["Relu"]}}, "$.operators.keep_fp32"),
-        ({"operators": {"keep_fp32": ["Softmax"]}}, "$.operators.keep_fp32[0]"),
-        ({"calibration": {"samples": "s"}}, "$.calibration"),
-    ):
-        with pytest.raises(ConfigError) as caught:
-            plan_precision(model(), config(**fields), "cpu/x")
-        assert caught.value.where == where
+def test_what_the_config_keeps_in_fp32() -> None:
+    assert asked_to_keep(model(), config()) == Keep()
+    named = asked_to_keep(model(), config(precision="fp16", operators={"keep_fp32": ["Relu"]}))
+    assert (tuple(named.nodes), named.exact) == ((0, 2), True)
+    nothing = asked_to_keep(model(), config(precision="fp16", operators={"keep_fp32": []}))
+    assert (tuple(nothing.nodes), nothing.exact) == ((), True)
+    assert asked_to_keep(model(), config(operators={"keep_fp32": portable(model(), [2, 0])})).nodes == named.nodes
+    with pytest.raises(ConfigError) as caught:
+        asked_to_keep(model(), config(operators={"keep_fp32": ["Softmax"]}))
+    assert caught.value.where == "$.operators.keep_fp32[0]"

@@ -33,6 +33,11 @@ class Oracle:
         """How many different sets were tested."""
         return len(self._known)
 
+    @property
+    def passed(self) -> list[frozenset[int]]:
+        """The sets that passed."""
+        return [found for found, passed in self._known.items() if passed]
+
     def __call__(self, out: frozenset[int]) -> bool:
         if out not in self._known:
             if len(self._known) >= self._limit:

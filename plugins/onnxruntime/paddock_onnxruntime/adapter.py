@@ -36,9 +36,12 @@ from paddock.spi import (
     Shapes,
     Threading,
 )
+from paddock.spi import Quantizer as SpiQuantizer
 from pydantic import BaseModel, ConfigDict
 
 from paddock_onnxruntime.operators import PROVIDER, Selector
+from paddock_onnxruntime.precisions import computes_int8, precisions
+from paddock_onnxruntime.quantizer import Quantizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,7 +92,7 @@ class CpuOnnxRuntime(Adapter):
     aliases: ClassVar[tuple[str, ...]] = ("ort",)
     spi_version: ClassVar[int] = 1
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
-    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32})
+    precisions: ClassVar[frozenset[Precision]] = frozenset(Precision)
     shapes: ClassVar[Shapes] = Shapes.DYNAMIC
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.REENTRANT)
     references: ClassVar[Mapping[str, ReferenceRole]] = {
@@ -119,9 +122,8 @@ class CpuOnnxRuntime(Adapter):
         providers = list(onnxruntime.get_available_providers())
         if PROVIDER not in providers:
             return Devices(Verdict.no(f"this onnxruntime has only {', '.join(providers) or 'no provider'}", source))
-        fp32 = Verdict.yes("every float32 kernel of onnxruntime computes in it", "onnxruntime's kernel registry")
         facts = {"providers": providers, "build": onnxruntime.get_build_info()}
-        return Devices(Verdict.yes("", source), (Device(0, "CPU", {Precision.FP32: fp32}),), facts)
+        return Devices(Verdict.yes("", source), (Device(0, "CPU", precisions()),), facts)
 
     def select_operators(self, model: Model, context: Context) -> Selection:
         """A verdict for each node from onnxruntime's own kernel registry; nothing is built."""
@@ -137,14 +139,13 @@ class CpuOnnxRuntime(Adapter):
 
         Raises:
             Unsupported: onnxruntime refuses nodes that the registry could not answer for.
-            StrictnessError: The plan asks for a precision that this provider does not set.
+            StrictnessError: The plan asks for a precision that the options leave without effect.
         """
-        if plan.precision.precision is not Precision.FP32:
+        if plan.precision.precision is Precision.INT8 and self._options.graph_optimization in ("off", "basic"):
             raise StrictnessError(
-                f"{self.name()} cannot compute in {plan.precision.precision}",
-                candidates=sorted(self.precisions),
-                remedy='"precision": "fp32"',
-            )
+                "int8 has no effect with this graph_optimization: onnxruntime then dequantises and computes in float32",
+                where="$.options.graph_optimization", candidates=["extended", "all"], remedy="leave it out",
+            )  # fmt: skip
         graph = model.graph
         artifact = Artifact(
             adapter=self.name(),
@@ -172,7 +173,11 @@ class CpuOnnxRuntime(Adapter):
             raise BuildFailed(
                 f"onnxruntime cannot load the model: {_short(error)}", where=str(artifact.files["model"])
             ) from error
-        return OnnxRuntimeSession(inner, artifact.outputs, self._options)
+        return OnnxRuntimeSession(inner, artifact.outputs, self._options, self.config.precision)
+
+    def quantizer(self, model: Model, samples: Sequence[Arrays], work: Path) -> SpiQuantizer:
+        """onnxruntime's own: uint8 activations, int8 weights for each channel, as Q/DQ of plain ONNX."""
+        return Quantizer(model.files["model"], samples, work)
 
     @property
     def _options(self) -> OnnxRuntimeOptions:
@@ -214,9 +219,11 @@ class OnnxRuntimeSession(Session):
         inner: onnxruntime's InferenceSession.
         outputs: The names of all outputs, in the model's order.
         options: The adapter's options, to know which were asked for.
+        precision: What was asked for: whether int8 took effect is told by the nodes that are left.
     """
 
-    def __init__(self, inner: Any, outputs: tuple[str, ...], options: OnnxRuntimeOptions) -> None:
+    def __init__(self, inner: Any, outputs: tuple[str, ...], options: OnnxRuntimeOptions, precision: Precision) -> None:
+        self._precision = precision
         self._inner = inner
         self._outputs = list(outputs)
         self._options = options
@@ -260,8 +267,11 @@ class OnnxRuntimeSession(Session):
         }
         if self._options.spinning is not None:
             settings["options.spinning"] = actual.get_session_config_entry(_SPINNING) == "1"
-        nodes = sum(len(part.get_nodes()) for part in inner.get_provider_graph_assignment_info())
-        return Observed(settings, nodes=nodes)
+        nodes = [node for part in inner.get_provider_graph_assignment_info() for node in part.get_nodes()]
+        if self._precision is Precision.INT8:
+            found = Precision.INT8 if computes_int8(node.op_type for node in nodes) else Precision.FP32
+            settings["precision"] = found.value
+        return Observed(settings, nodes=len(nodes))
 
 
 class _Binding:

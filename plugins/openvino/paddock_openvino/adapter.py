@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from paddock.defects import load as load_defects
@@ -16,9 +17,10 @@ from paddock.defects import remedies
 from paddock.errors import BuildFailed, ConfigError, StrictnessError, Unsupported
 from paddock.graph import Graph
 from paddock.model import Model
-from paddock.plan import Answer, Precision, Remedy, Verdict
+from paddock.plan import Answer, Means, Precision, Remedy, Verdict
 from paddock.spi import (
     Adapter,
+    Arrays,
     Artifact,
     Concurrency,
     Context,
@@ -32,17 +34,22 @@ from paddock.spi import (
     Shapes,
     Threading,
 )
+from paddock.spi import Quantizer as SpiQuantizer
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from paddock_openvino.capabilities import computes_int8, int8
 from paddock_openvino.integers import WIDE, Integers
 from paddock_openvino.operators import essence, keep_names, verdicts
+from paddock_openvino.quantizer import Quantizer
 from paddock_openvino.sdk import core, openvino, read_bounded
 from paddock_openvino.session import OpenVinoSession
 
 INSTALL = "pip install paddock-openvino[sdk]"
 
-TYPES: Mapping[Precision, str] = {Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16"}
-"""OpenVINO's name of each precision, as INFERENCE_PRECISION_HINT takes it."""
+TYPES: Mapping[Precision, str] = {
+    Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16", Precision.INT8: "f32"
+}  # fmt: skip
+"""INFERENCE_PRECISION_HINT for each precision. Of a quantised model it is what the rest is computed in."""
 
 _CAPABILITIES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.BF16: "BF16"}
 
@@ -102,7 +109,9 @@ class OpenVinoAdapter(Adapter):
         full_name = str(core().get_property(name, "FULL_DEVICE_NAME"))
         found = {}
         for precision in sorted(cls.precisions):
-            if _CAPABILITIES[precision] in capabilities:
+            if precision is Precision.INT8:
+                found[precision] = int8(name)
+            elif _CAPABILITIES[precision] in capabilities:
                 found[precision] = Verdict.yes(f"{full_name} computes in it", source)
             else:
                 shown = ", ".join(capabilities)
@@ -120,7 +129,9 @@ class OpenVinoAdapter(Adapter):
 
     def observe(self, compiled: Any) -> dict[str, Any]:
         """What the compiled model says took effect, in the config's terms."""
-        types = {kind: precision.value for precision, kind in TYPES.items()}
+        if self.config.precision is Precision.INT8:
+            return {"precision": (Precision.INT8 if computes_int8(compiled) else Precision.FP32).value}
+        types = {kind: precision.value for precision, kind in TYPES.items() if precision is not Precision.INT8}
         actual = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         return {"precision": types.get(actual, actual)}
 
@@ -129,6 +140,14 @@ class OpenVinoAdapter(Adapter):
         """OpenVINO's name of the one device to use, such as "GPU.1"."""
         index = self.device.index if self.device is not None else 0
         return f"{self.openvino_device}.{index}" if index else self.openvino_device
+
+    def means(self, precision: Precision) -> Means:
+        """OpenVINO lowers floats by its hint, which its devices are known to follow; NNCF writes int8 models."""
+        return Means.QUANTIZE if precision is Precision.INT8 else Means.BACKEND
+
+    def quantizer(self, model: Model, samples: Sequence[Arrays], work: Path) -> SpiQuantizer:
+        """NNCF's post-training quantisation, as Q/DQ of plain ONNX."""
+        return Quantizer(model.files["model"], samples, work)
 
     def select_operators(self, model: Model, context: Context) -> Selection:
         """A verdict for each node from `read_model` and `query_model`, on the shapes that the config admits."""
@@ -150,17 +169,12 @@ class OpenVinoAdapter(Adapter):
 
         Raises:
             Unsupported: OpenVINO refuses nodes.
-            StrictnessError: The plan asks for a precision, or for fp32 nodes, that this adapter does not give.
+            StrictnessError: The plan asks for a precision that this adapter does not give.
         """
         precision = plan.precision
         if precision.precision not in self.precisions or precision.precision is not self.config.precision:
             raise StrictnessError(
                 f"{self.name()} cannot compute in {precision.precision}", candidates=sorted(self.precisions)
-            )
-        if precision.keep_fp32:
-            raise StrictnessError(
-                f"{self.name()} computes a whole model in one precision and cannot keep nodes in fp32",
-                remedy='leave "keep_fp32" out, or use "precision": "fp32"',
             )
         found = plan.verdicts
         refused = [i for i, verdict in enumerate(found) if verdict.answer is not Answer.YES]
@@ -192,10 +206,10 @@ class OpenVinoAdapter(Adapter):
 
 
 class CpuOpenVino(OpenVinoAdapter):
-    """ONNX models on OpenVINO's CPU plugin, in fp32 or bf16."""
+    """ONNX models on OpenVINO's CPU plugin: in fp32, in what narrow types the CPU has, and in int8."""
 
     hardware: ClassVar[str] = "cpu"
-    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.BF16})
+    precisions: ClassVar[frozenset[Precision]] = frozenset(Precision)
     Options: ClassVar[type[BaseModel]] = CpuOptions
     openvino_device: ClassVar[str] = "CPU"
 

@@ -27,6 +27,7 @@ from paddock.spi import (
     Concurrency,
     Context,
     Device,
+    Devices,
     Observed,
     Probe,
     ReferenceRole,
@@ -38,6 +39,7 @@ from paddock.spi import (
     Threading,
 )
 
+from paddock_reference.narrow import rounding, widen_bfloat16, widened
 from paddock_reference.operators import Operators, every_node
 
 _BITS: Mapping[str, str] = {
@@ -59,7 +61,7 @@ class ReferenceAdapter(Adapter):
     backend: ClassVar[str] = "reference"
     spi_version: ClassVar[int] = 1
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
-    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32})
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.FP16, Precision.BF16})
     shapes: ClassVar[Shapes] = Shapes.DYNAMIC
     # RNN, TreeEnsemble and SVM nodes of onnx 1.17 write to themselves while they run: not reentrant.
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.SERIAL)
@@ -87,6 +89,16 @@ class ReferenceAdapter(Adapter):
         versions = {"onnx": version, "numpy": np.__version__}
         return Probe(Verdict.yes("onnx is installed", "importlib.metadata"), versions)
 
+    @classmethod
+    def probe_device(cls) -> Devices:
+        """The host's processor under NumPy; the narrow types are computed in software."""
+        precisions = {
+            Precision.FP32: Verdict.yes("NumPy's float32", "NumPy"),
+            Precision.FP16: Verdict.yes("in software: NumPy's float16, every result rounded to it", "NumPy"),
+            Precision.BF16: Verdict.yes("in software: float32, every result rounded to bfloat16", "NumPy"),
+        }
+        return Devices(Verdict.yes(), (Device(0, cls.hardware, precisions),))
+
     def select_operators(self, model: Model, context: Context) -> Selection:
         """For each node, what the evaluator's own tables say, less what `known_defects` cannot say of it."""
         import onnx
@@ -95,7 +107,9 @@ class ReferenceAdapter(Adapter):
         functions: Any = ()
         if any(node.domain not in standard for node in model.graph.walk()):
             functions = onnx.load(model.files["model"], load_external_data=False).functions
-        operators = Operators(model.graph, functions)
+        # In bf16, what is stated as bfloat16 is computed in float32 and rounded (paddock_reference.narrow).
+        graph = widened(model.graph) if self.config.precision is Precision.BF16 else model.graph
+        operators = Operators(graph, functions)
         return Selection(tuple(operators.verdict(node) for node in model.graph.nodes))
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
@@ -113,7 +127,10 @@ class ReferenceAdapter(Adapter):
             inputs=tuple(value.name for value in graph.input_values),
             outputs=tuple(value.name for value in graph.output_values),
             bounds=graph.bounds,
-            facts={"dtypes": {value.name: _dtype_of(value) for value in known}},
+            facts={
+                "dtypes": {value.name: _dtype_of(value) for value in known},
+                "narrow": {value.name: value.dtype for value in graph.values if value.dtype in NARROW},
+            },
         )
 
     def load(self, artifact: Artifact, context: Context) -> Session:
@@ -121,12 +138,20 @@ class ReferenceAdapter(Adapter):
         from onnx.reference import ReferenceEvaluator
 
         proto = _load(artifact.files)
+        narrow = artifact.facts["narrow"]
+        if self.config.precision is Precision.BF16:
+            widen_bfloat16(proto)
         try:
             evaluator = ReferenceEvaluator(proto)
+            if self.config.precision is not Precision.FP32:
+                rounding(evaluator, narrow)
         except Exception as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise BuildFailed(f"onnx.reference cannot take the model: {line}") from error
         return ReferenceSession(evaluator, artifact)
+
+
+NARROW = frozenset({"float16", "bfloat16"})
 
 
 class ReferenceSession(Session):

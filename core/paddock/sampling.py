@@ -1,0 +1,138 @@
+"""What a deployment is judged on, and what it is calibrated on: never the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from paddock.config import HardwareConfig
+from paddock.errors import ConfigError, UsageError
+from paddock.model import Model
+from paddock.plan import Precision
+from paddock.references import Reference, read_golden
+from paddock.samples import Sample, checked, digest_samples, generate, load_samples
+from paddock.spi import Format
+
+WANTED = 16
+"""The fewest examples to quantise by. Guides of quantisers take 100 to 300; of a few, the ranges are luck."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a deployment is checked on, where it came from, and golden answers where there are any."""
+
+    inputs: tuple[Sample, ...]
+    source: str
+    reference: Reference | None = None
+    extra: Sample | None = None
+    """One more input for the reference alone, to see whether outputs vary; not judged."""
+
+    @property
+    def judged(self) -> tuple[Sample, ...]:
+        """What is judged, wherever it stands."""
+        return self.inputs if self.reference is None else self.reference.samples[: self.reference.judged]
+
+    def rounded(self) -> Samples:
+        """The same with every float32 as float16 holds it, for a deployment that takes that."""
+        extra = None if self.extra is None else _rounded(self.extra)
+        return replace(self, inputs=tuple(_rounded(sample) for sample in self.inputs), extra=extra)
+
+
+def judging_samples(origin: Model, config: HardwareConfig, given: tuple[Sample, ...] | None, format: Format) -> Samples:
+    """What a deployment of `origin` is to be checked on; raises `ConfigError` where it does not fit the model."""
+    accuracy, graph = config.accuracy, origin.graph
+    if accuracy.golden is not None:
+        return Samples((), "golden outputs", read_golden(accuracy.golden, origin))
+    if given is not None:
+        return Samples(given, "given in the call", extra=_shuffled(given))
+    if accuracy.samples is not None:
+        found = load_samples(accuracy.samples, graph)
+        return Samples(tuple(found), "accuracy.samples", extra=_shuffled(found))
+    try:
+        return Samples(tuple(generate(graph, format.gathers, format.transparent)), "generated")
+    except ConfigError:
+        if accuracy.verify == "off":
+            return Samples((), "none")
+        raise
+
+
+def given_samples(
+    samples: Sequence[Mapping[str, Any]] | None, model: Model, config: HardwareConfig
+) -> tuple[Sample, ...] | None:
+    """Samples handed over in memory, checked; raises `UsageError` where they would have no effect."""
+    if samples is None:
+        return None
+    accuracy = config.accuracy
+    if accuracy.samples is not None or accuracy.verify in ("golden", "off"):
+        raise UsageError(
+            "have no effect beside the config's accuracy.samples, or with verify golden or off", where="samples",
+            remedy="leave one of the two out",
+        )  # fmt: skip
+    if not samples:
+        raise UsageError("are empty", where="samples", remedy="give at least one, or leave them out")
+    return tuple(checked(sample, model.graph, f"samples[{n}]") for n, sample in enumerate(samples))
+
+
+def calibration_samples(model: Model, config: HardwareConfig, quantised: bool) -> tuple[Sample, ...]:
+    """The config's `calibration.samples`, none where there are none and none are needed.
+
+    Args:
+        model: The model as the user gave it, with the config's bounds.
+        config: As read.
+        quantised: Whether the model itself is quantised already.
+
+    Raises `ConfigError` where they are missing, too few, or would have no effect; `UsageError` where one does not fit.
+    """
+    where = "$.calibration"
+    if config.calibration is None:
+        if config.precision is Precision.INT8 and not quantised:
+            raise ConfigError(
+                f"is needed with precision int8: at least {WANTED} examples to quantise by", where=where,
+                remedy='{"samples": FOLDER} with .npz files, an array for each input, not those of accuracy.samples',
+            )  # fmt: skip
+        return ()
+    if config.precision is Precision.FP32 or quantised:
+        why = "on a model that is quantised already" if quantised else f"with precision {config.precision}"
+        raise ConfigError(f"has no effect {why}", where=where, remedy="leave it out")
+    found = load_samples(config.calibration.samples, model.graph, f"{where}.samples")
+    if config.precision is Precision.INT8 and (count := sum(map(_examples, found))) < WANTED:
+        raise ConfigError(
+            f"holds {count} example{'s' if count != 1 else ''}, and at least {WANTED} are wanted",
+            where=f"{where}.samples: {config.calibration.samples}",
+            remedy="add .npz files, or more rows on axis 0; 100 to 300 that look like what will be served are better",
+        )  # fmt: skip
+    if config.accuracy.samples is not None:
+        judged = {digest_samples([sample]) for sample in load_samples(config.accuracy.samples, model.graph)}
+        both = [n for n, sample in enumerate(found) if digest_samples([sample]) in judged]
+        if both:
+            raise ConfigError(
+                f"shares {len(both)} of its {len(found)} samples with accuracy.samples: what calibrates must not judge",
+                where=f"{where}.samples", remedy="split them: one part for each",
+            )  # fmt: skip
+    return tuple(found)
+
+
+def _rounded(sample: Sample) -> Sample:
+    with np.errstate(over="ignore"):
+        return {n: a.astype(np.float16).astype(a.dtype) if a.dtype == np.float32 else a for n, a in sample.items()}
+
+
+def _examples(sample: Sample) -> int:
+    """How many examples one file holds: the extent that its inputs share on axis 0, else one."""
+    extents = {array.shape[0] for array in sample.values() if array.ndim}
+    return extents.pop() if len(extents) == 1 and all(array.ndim > 1 for array in sample.values()) else 1
+
+
+def _shuffled(samples: Sequence[Sample]) -> Sample | None:
+    """The elements of a sample in another order: other values, each in its range. None where order changes nothing."""
+    rng = np.random.default_rng(0)
+    for sample in samples:
+        if not all(isinstance(array, np.ndarray) for array in sample.values()):
+            continue
+        mixed = {name: rng.permutation(array.ravel()).reshape(array.shape) for name, array in sample.items()}
+        if any(array.tobytes() != mixed[name].tobytes() for name, array in sample.items()):
+            return mixed
+    return None
