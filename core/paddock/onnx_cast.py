@@ -49,7 +49,7 @@ def cast(proto: Any, model: Model, request: CastRequest, folder: Path) -> CastMo
         request = replace(request, keep={**out_of_range(graph, where, request), **request.keep})
     casts = _without_sparse(plan_casts(graph, where, request), stored)
     names = _Names(graph, proto, casts, where, request)
-    if names.casts and not casts_to(request.narrow, graph.opsets.get("")):
+    if (names.casts or casts.narrow) and not casts_to(request.narrow, graph.opsets.get("")):
         raise NotAvailable(
             f"the model's opset {graph.opsets.get('', '')} has no casts to {request.narrow}",
             where=str(model.files["model"]), remedy="export it for opset 13 or later, or ask for another precision",
@@ -140,8 +140,6 @@ def _store_weights(proto: Any, model: Model, casts: Casts, names: _Names, store:
         else:
             store.keep(tensor, target)
         target.name = names.of(index, index in casts.stored)
-    for sparse in proto.graph.sparse_initializer:
-        sparse.values.name = names.of(by_name[sparse.values.name], False)
 
 
 def _rewrite(
@@ -174,17 +172,7 @@ def _cast_node(names: _Names, value: int, dtype: str) -> Any:
     from onnx import helper
 
     source, target = names.of(value, dtype == WIDE), names.of(value, dtype != WIDE)
-    node = helper.make_node("Cast", [source], [target], name=f"{target}/cast")
-    node.attribute.append(_to(dtype, named=names.graph.opsets.get("", 1) < 6))
-    return node
-
-
-def _to(dtype: str, named: bool) -> Any:
-    """The attribute of a Cast that says the type, which is `named` before opset 6."""
-    from onnx import TensorProto, helper
-
-    number = dtype_number(dtype)
-    return helper.make_attribute("to", TensorProto.DataType.Name(number) if named else number)
+    return helper.make_node("Cast", [source], [target], name=f"{target}/cast", to=dtype_number(dtype))
 
 
 def _rename(node: Any, found: Node, narrow: bool, own: Ports, names: _Names) -> None:
@@ -195,6 +183,8 @@ def _rename(node: Any, found: Node, narrow: bool, own: Ports, names: _Names) -> 
             node.input[at] = names.of(value, value in names.made_narrow)
         else:
             node.input[at] = names.of(value, narrow and at in own.inputs)
+    while narrow and node.input and not node.input[-1]:
+        del node.input[-1]  # some SDKs make a float32 zero of an input that is named and left out
     for at, value in enumerate(found.outputs):
         if value is not None:
             node.output[at] = names.of(value, narrow and at in own.outputs)
@@ -220,8 +210,7 @@ def _retype(node: Any, narrow: str, store: Store) -> None:
     from onnx import helper
 
     if node.op_type == "Cast":
-        given = next(a for a in node.attribute if a.name == "to")
-        given.CopyFrom(_to(narrow, named=given.type == given.STRING))
+        next(a for a in node.attribute if a.name == "to").i = dtype_number(narrow)
         return
     given = node.attribute[0] if node.attribute else None
     if given is None:  # ConstantOfShape without a value gives float32 zeros

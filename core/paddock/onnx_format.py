@@ -17,6 +17,7 @@ from paddock.errors import ModelError, PaddockError, did_you_mean
 from paddock.graph import Dim, Graph, Node, Shape, Value
 from paddock.model import Files, Model
 from paddock.onnx_cast import cast
+from paddock.onnx_cast_check import check_cast
 from paddock.onnx_extract import extract
 from paddock.onnx_ranges import ranges
 from paddock.onnx_store import whole
@@ -105,7 +106,9 @@ class OnnxFormat(Format):
 
     def cast(self, model: Model, request: CastRequest, folder: Path) -> CastModel:
         """The model with its types stated anew, weights stored once, casts where they are needed."""
-        return cast(_opened(model), model, request, folder)
+        written = cast(_opened(model), model, request, folder)
+        check_cast(model, request, written)
+        return written
 
     def ranges(self, model: Model, folder: Path) -> tuple[Files, Mapping[str, int]]:
         """A model that gives ReduceMax of Abs of every float32 value of the main graph."""

@@ -34,6 +34,7 @@ _NEVER = {
     "HammingWindow": "an attribute says its type",
     "HannWindow": "an attribute says its type",
     "MelWeightMatrix": "an attribute says its type",
+    "MeanVarianceNormalization": "the standard composes it with float32 constants",
 }
 STEERING: Mapping[str, frozenset[int]] = {
     "DequantizeLinear": frozenset({1}),
@@ -46,12 +47,51 @@ STEERING: Mapping[str, frozenset[int]] = {
     "Upsample": frozenset({1}),
 }
 """Inputs whose numbers decide extents or steps: rounded, they change more than one number. They are no weights."""
+_LAYOUT: Mapping[str, frozenset[int]] = {
+    "ConstantOfShape": frozenset({0}),
+    "Expand": frozenset({1}),
+    "EyeLike": frozenset({0}),
+    "Gather": frozenset({1}),
+    "Pad": frozenset({1, 3}),
+    "Reshape": frozenset({1}),
+    "Resize": frozenset({1, 2, 3}),
+    "Slice": frozenset({1, 2, 3, 4}),
+    "Squeeze": frozenset({1}),
+    "Tile": frozenset({1}),
+    "Unsqueeze": frozenset({1}),
+}
+"""Inputs that say where elements go, not what they are."""
 _DTYPES = {"float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
 
 
 def ports(graph: Graph, narrow: str, functions: frozenset[str] = frozenset()) -> dict[int, Ports]:
     """The ports of every node, by index; `functions` are the types that the model defines itself."""
-    return {node.index: _ports(graph, node, narrow, functions) for node in graph.nodes}
+    of_extents = _of_extents(graph)
+    found = {node.index: _ports(graph, node, narrow, functions) for node in graph.nodes}
+    wide = Ports(reason="counts in extents or positions, which a narrow type rounds")
+    return {index: wide if index in of_extents and own.movable else own for index, own in found.items()}
+
+
+def _of_extents(graph: Graph) -> set[int]:
+    """The nodes whose numbers are made of the extents of tensors and of constants alone."""
+    extents: set[int] = set()
+    constants = set(graph.initializers)
+    found = set()
+    for node in graph.nodes:
+        made = {value for value in node.outputs if value is not None}
+        layout = _LAYOUT.get(node.type, frozenset())
+        read = {value for at, value in enumerate(node.inputs) if value is not None and at not in layout}
+        placed = {value for at, value in enumerate(node.inputs) if value is not None and at in layout}
+        if node.type in _ANY:
+            extents |= made
+        elif node.subgraphs or not read <= extents | constants or not placed <= extents | constants:
+            continue  # a look-up of the caller's own indices gives the caller's own numbers
+        elif read & extents:
+            extents |= made
+            found.add(node.index)
+        else:
+            constants |= made
+    return found
 
 
 def _ports(graph: Graph, node: Node, narrow: str, functions: frozenset[str]) -> Ports:
@@ -65,12 +105,13 @@ def _ports(graph: Graph, node: Node, narrow: str, functions: frozenset[str]) -> 
         return Ports(reason="bodies of control flow are not cast")
     if any(v is not None and graph.values[v].kind != "tensor" for v in (*node.inputs, *node.outputs)):
         return Ports(reason="it takes or gives a sequence or an optional")
-    if node.op in _NEVER and not node.domain:
-        return Ports(reason=_NEVER[node.op])
-    schema = None if node.type in functions else _schema(node.op, node.domain, graph.opsets.get(node.domain))
+    if node.type in _NEVER:
+        return Ports(reason=_NEVER[node.type])
+    inside = not node.domain and node.type not in functions  # elsewhere, attributes are of the inputs' type
+    schema = _schema(node.op, graph.opsets.get("")) if inside else None
     if schema is None:
-        return Ports(reason="it is no operator of the standard: its types are not known")
-    if node.op == "Constant" and not node.domain and "sparse_value" in node.attributes:
+        return Ports(reason="it is no operator of the default domain: its types are not known")
+    if node.op == "Constant" and "sparse_value" in node.attributes:
         return Ports(reason="sparse constants stay as they are")
     return _by_schema(graph, node, schema, narrow)
 
@@ -109,16 +150,19 @@ def _wide(graph: Graph, value: int | None) -> bool:
 
 
 def casts_to(narrow: str, opset: int | None) -> bool:
-    """Whether the standard's Cast knows the type at this opset; None: where the model does not import it."""
-    schema = None if opset is None else _schema("Cast", "", opset)
+    """Whether the standard's Cast knows the type at this opset; None: where the model does not import it.
+
+    Before opset 6 it tells its type as text, which shape inference does not read.
+    """
+    schema = None if opset is None or opset < 6 else _schema("Cast", opset)
     return schema is not None and all(_DTYPES[narrow] in c.allowed_type_strs for c in schema.type_constraints)
 
 
 @cache
-def _schema(op: str, domain: str, opset: int | None) -> Any:
+def _schema(op: str, opset: int | None) -> Any:
     import onnx
 
     try:
-        return onnx.defs.get_schema(op, opset or 1, domain)
+        return onnx.defs.get_schema(op, opset or 1)
     except onnx.defs.SchemaError:
         return None

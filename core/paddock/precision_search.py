@@ -92,13 +92,15 @@ class _Search:
         graph = prepared.origin.graph
         self.work = {node.index: cost.work(graph, node) for node in graph.nodes}
         self.total = sum(self.work.values()) or 1.0
+        # Nodes that only hand values on go with their neighbours, except where quantisers round what they read.
         transparent = prepared.registry.formats[prepared.origin.format].transparent
+        if prepared.plan.precision.means is Means.QUANTIZE:
+            transparent = frozenset()
         self.movable = [
             node.node
             for node in prepared.plan.precision.nodes
             if node.dtype not in ("", "float32") and node.op not in transparent
         ]
-        """Nodes that only hand values on are not worth a try: they go with their neighbours."""
 
     def run(self) -> frozenset[int] | None:
         """The nodes to keep beside those that are; None where no set leaves any node narrow."""
@@ -143,7 +145,7 @@ class _Search:
             with trial_store(self.prepared) as store:
                 nodes = {**self.prepared.keep.nodes, **dict.fromkeys(kept, _REASON)}
                 planned = self.prepared.keeping(Keep(nodes, self.prepared.keep.exact), store)
-                report = judged_in_children(planned, self.reference, self.source)
+                report = judged_in_children(planned, self.reference, self.source, whole=True)
                 agreements = [o.agreement for o in report.outputs if o.agreement is not None]
                 error = report.error if report.error is not None and math.isfinite(report.error) else None
                 agreement, met = min(agreements, default=None), report.outcome is not Outcome.FAILED

@@ -20,22 +20,21 @@ from paddock.child import Children
 from paddock.compile import check_answer
 from paddock.config import HardwareConfig
 from paddock.draft import draft
-from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError
+from paddock.errors import BuildFailed, NotAvailable, PaddockError
 from paddock.graph import Graph
 from paddock.host import Outputs, building
 from paddock.lowering import Lowering
 from paddock.model import Model
 from paddock.placing import Denials, Link, Placed, place_model
 from paddock.plan import Means, Plan, Precision, PrecisionPlan, Verdict
-from paddock.planning.operators import matching
 from paddock.planning.precision import NARROW, Keep, asked_to_keep, in_fp32, is_quantised, together
-from paddock.planning.shapes import apply_shapes, describe_shape
+from paddock.planning.shapes import apply_shapes
 from paddock.reading import open_model
 from paddock.references import Reference, reference_outputs
 from paddock.registry import Registered, Registry, Resolved
 from paddock.samples import Sample
 from paddock.sampling import Samples, calibration_samples, given_samples, judging_samples
-from paddock.spi import Arrays, Context, Event, Process, Shapes
+from paddock.spi import Arrays, Context, Event
 from paddock.verify import Outcome, compare
 from paddock.workshop import Part, Workshop
 

@@ -88,21 +88,27 @@ def quantised(
 
 
 def _precisions(target: Graph, graph: Graph, provenance: Sequence[Sequence[int]]) -> tuple[NodePrecision, ...]:
-    """The dtype of each node of `target`: int8 where all that it reads of floats has just been dequantised."""
+    """The dtype of each node of `target`: int8 where all that it reads of floats has just been dequantised.
+
+    Constants aside, since biases stay in float. Where only some of its values are rounded, a node is both.
+    """
     fresh = {v for node in graph.nodes if node.op == "DequantizeLinear" for v in node.outputs}
-    int8: dict[int, bool] = {}
+    rounded: dict[int, list[bool]] = {}
     for node, came in zip(graph.nodes, provenance, strict=True):
         read = [v for v in node.inputs if v is not None and graph.values[v].dtype == WIDE]
-        data = [v for v in read if v not in graph.initializers]
+        data = [v in fresh for v in read if v not in graph.initializers]
         for index in came:
-            int8[index] = int8.get(index, True) and bool(data) and all(v in fresh for v in data)
+            rounded.setdefault(index, []).extend(data)
     found = []
     for node in target.nodes:
         floats = any(v is not None and target.values[v].dtype == WIDE for v in (*node.inputs, *node.outputs))
         if not floats:
             found.append(NodePrecision(node.index, node.type, ""))
-        elif int8.get(node.index, False):
+        elif all(rounded.get(node.index, [False])) and rounded[node.index]:
             found.append(NodePrecision(node.index, node.type, "int8", "quantised"))
+        elif any(rounded.get(node.index, ())):
+            reason = "quantised in part: the rest of it stays in float"
+            found.append(NodePrecision(node.index, node.type, f"int8 and {WIDE}", reason))
         else:
             found.append(NodePrecision(node.index, node.type, WIDE, "left in float by the quantiser"))
     return tuple(found)

@@ -8,7 +8,7 @@ vendor declares `hardware`, `backend`, `spi_version`, `formats` and `precisions`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -213,7 +213,7 @@ class Quantizer(ABC):
     """Post-training quantisation of one model: calibrated once, when it is made; lives in a child process."""
 
     @abstractmethod
-    def write(self, target: Path, keep: frozenset[int]) -> tuple[tuple[int, ...], ...]:
+    def write(self, target: Path, keep: Collection[int] = ()) -> tuple[tuple[int, ...], ...]:
         """Writes the model quantised to `target`, the nodes `keep` left in float.
 
         Returns by node of it the nodes of the given model that it came from; none for what quantisation puts in.

@@ -179,7 +179,7 @@ def test_an_answer_that_is_a_view_of_what_crosses(serve: Deploy, tmp_path: Path,
 @pytest.fixture
 def binds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Array], frozenset[str]]]:
     """What sessions of onnxruntime are asked to bind, and what they bound."""
-    from paddock_onnxruntime.adapter import OnnxRuntimeSession
+    from paddock_onnxruntime.session import OnnxRuntimeSession
 
     seen: list[tuple[dict[str, Array], frozenset[str]]] = []
     real = OnnxRuntimeSession.bind

@@ -51,7 +51,7 @@ class Casts:
     down: frozenset[int]
     up: frozenset[int]
     stored: frozenset[int]
-    """Read by narrow nodes only. One that both read is stored wide, once, and cast."""
+    """Wanted in the narrow type only. One that is wanted in both is stored wide, once, and cast."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,6 @@ def plan_casts(graph: Graph, ports: Mapping[int, Ports], request: CastRequest) -
         if value is not None and position in ports[node.index].outputs
     }
     floats = {i for i, v in enumerate(graph.values) if v.dtype == WIDE and v.kind == "tensor"}
-    border = {*graph.inputs, *graph.outputs} & floats
     if request.narrow_border:
         made_narrow |= {value for value in graph.inputs if value in floats}
     down: set[int] = set()
@@ -138,7 +137,7 @@ def plan_casts(graph: Graph, ports: Mapping[int, Ports], request: CastRequest) -
         by_wide = any(side is None or side not in narrow for side in read)
         if value in graph.outputs:
             by_narrow, by_wide = by_narrow or request.narrow_border, by_wide or not request.narrow_border
-        if value in graph.initializers and value not in border and by_narrow and not by_wide:
+        if value in graph.initializers and by_narrow and not by_wide:
             stored.add(value)
         elif value in made_narrow and by_wide:
             up.add(value)

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from paddock.errors import BuildFailed
-from paddock_onnxruntime.quantizer import Quantizer
+from paddock_onnxruntime.quantizer import OnnxRuntimeQuantizer as Quantizer
 
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("ml_dtypes")

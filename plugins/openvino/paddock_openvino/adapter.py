@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 from paddock.defects import load as load_defects
 from paddock.defects import remedies
-from paddock.errors import BuildFailed, ConfigError, StrictnessError, Unsupported
+from paddock.errors import BuildFailed, ConfigError, NotAvailable, StrictnessError, Unsupported
 from paddock.graph import Graph
 from paddock.model import Model
 from paddock.plan import Answer, Means, Precision, Remedy, Verdict
@@ -27,6 +28,7 @@ from paddock.spi import (
     Device,
     Devices,
     Probe,
+    Quantizer,
     ResolvedConfig,
     SegmentPlan,
     Selection,
@@ -34,17 +36,16 @@ from paddock.spi import (
     Shapes,
     Threading,
 )
-from paddock.spi import Quantizer as SpiQuantizer
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from paddock_openvino.capabilities import computes_int8, int8
 from paddock_openvino.integers import WIDE, Integers
 from paddock_openvino.operators import essence, keep_names, verdicts
-from paddock_openvino.quantizer import Quantizer
 from paddock_openvino.sdk import core, openvino, read_bounded
 from paddock_openvino.session import OpenVinoSession
 
 INSTALL = "pip install paddock-openvino[sdk]"
+QUANTIZATION = "pip install paddock-openvino[quantization]"
 
 TYPES: Mapping[Precision, str] = {
     Precision.FP32: "f32", Precision.FP16: "f16", Precision.BF16: "bf16", Precision.INT8: "f32"
@@ -107,7 +108,7 @@ class OpenVinoAdapter(Adapter):
         source = f"OPTIMIZATION_CAPABILITIES of {name}"
         capabilities = list(core().get_property(name, "OPTIMIZATION_CAPABILITIES"))
         full_name = str(core().get_property(name, "FULL_DEVICE_NAME"))
-        found = {}
+        found: dict[Precision, Verdict] = {}
         for precision in sorted(cls.precisions):
             if precision is Precision.INT8:
                 found[precision] = int8(name)
@@ -115,7 +116,8 @@ class OpenVinoAdapter(Adapter):
                 found[precision] = Verdict.yes(f"{full_name} computes in it", source)
             else:
                 shown = ", ".join(capabilities)
-                found[precision] = Verdict.no(f"{full_name} does not compute in it; it has {shown}", source)
+                storage = f'; "precision": "fp32" with "storage": "{precision}" halves the weights'
+                found[precision] = Verdict.no(f"{full_name} does not compute in it; it has {shown}{storage}", source)
         return Device(index, full_name, found)
 
     def properties(self) -> dict[str, Any]:
@@ -145,9 +147,14 @@ class OpenVinoAdapter(Adapter):
         """OpenVINO lowers floats by its hint, which its devices are known to follow; NNCF writes int8 models."""
         return Means.QUANTIZE if precision is Precision.INT8 else Means.BACKEND
 
-    def quantizer(self, model: Model, samples: Sequence[Arrays], work: Path) -> SpiQuantizer:
+    def quantizer(self, model: Model, samples: Sequence[Arrays], work: Path) -> Quantizer:
         """NNCF's post-training quantisation, as Q/DQ of plain ONNX."""
-        return Quantizer(model.files["model"], samples, work)
+        absent = [name for name in ("nncf", "onnxruntime", "paddock_onnxruntime") if find_spec(name) is None]
+        if absent:
+            raise NotAvailable(f"quantising for OpenVINO needs {', '.join(absent)}", remedy=QUANTIZATION)
+        from paddock_openvino.quantizer import NncfQuantizer  # what it shares with another plugin is an extra
+
+        return NncfQuantizer(model.files["model"], samples, work)
 
     def select_operators(self, model: Model, context: Context) -> Selection:
         """A verdict for each node from `read_model` and `query_model`, on the shapes that the config admits."""

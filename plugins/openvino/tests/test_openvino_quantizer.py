@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from paddock.errors import BuildFailed
-from paddock_openvino.quantizer import Quantizer
+from paddock_openvino.quantizer import NncfQuantizer as Quantizer
 from paddock_openvino.sdk import core
 
 # Never importorskip: it would import OpenVINO and NNCF with their usage reporting.

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from paddock.errors import BuildFailed, NotAvailable, PaddockError, StrictnessError
 from paddock.model import Model
-from paddock.plan import Precision, Remedy, Verdict
+from paddock.plan import Means, Precision, Remedy, Verdict
 from paddock.spi import (
     Adapter,
     Artifact,
@@ -86,6 +86,10 @@ class PaddleAdapter(Adapter):
     def selector(self, model: Model) -> Selector:
         """Who judges the nodes."""
         return Selector(model.graph)
+
+    def means(self, precision: Precision) -> Means:
+        """A setting of Paddle's own, for all that a session is given: what is to stay in fp32 gets one of its own."""
+        return Means.BACKEND
 
     def device_facts(self) -> Mapping[str, Any]:
         """What `configure` needs beside threads and precision; JSON data, kept in the artifact."""
@@ -221,7 +225,7 @@ class CpuMkldnn(PaddleAdapter):
     hardware: ClassVar[str] = "cpu"
     backend: ClassVar[str] = "mkldnn"
     aliases: ClassVar[tuple[str, ...]] = ("onednn",)
-    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.BF16})
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.BF16, Precision.INT8})
     prints_on_first_run: ClassVar[bool] = True
     Options: ClassVar[type[BaseModel]] = MkldnnOptions
 
@@ -234,6 +238,7 @@ class CpuMkldnn(PaddleAdapter):
         precisions = {
             Precision.FP32: Verdict.yes("oneDNN's float32 kernels compute in it", "paddle's phi kernel registry"),
             Precision.BF16: _bf16(paddle.base.core),
+            Precision.INT8: _NO_INT8,
         }
         facts = {"paddlepaddle": str(paddle.version.full_version), "commit": str(paddle.version.commit)}
         return Devices(Verdict.yes("", "is_compiled_with_onednn()"), (Device(0, "CPU", precisions),), facts)
@@ -261,6 +266,13 @@ class CpuMkldnn(PaddleAdapter):
             if not verdict.usable:
                 raise NotAvailable(f"{self.name()}: {verdict.reason}", where="$.precision", candidates=["fp32"])
             config.enable_mkldnn_bfloat16()
+
+
+_NO_INT8 = Verdict.no(
+    "enable_mkldnn_int8 is a silent no-op on PIR programs, quantised ones too, and Paddle's old format, which it computes "
+    "in int8, is written from Python layers, not from a saved program; cpu/openvino and cpu/onnxruntime quantise it",
+    "measured with paddlepaddle 3.3.1",
+)
 
 
 def _bf16(core: Any) -> Verdict:

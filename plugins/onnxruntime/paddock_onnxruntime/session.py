@@ -1,0 +1,184 @@
+"""onnxruntime's session behind Paddock's: what it is asked for, run, bound, and what took effect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from paddock.errors import RunFailed
+from paddock.plan import Precision
+from paddock.spi import Arrays, Observed, Session
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEVELS = {
+    "off": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+SPINNING = "session.intra_op.allow_spinning"
+_BINDABLE = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{f"tensor({name})": name for name in ("float16", "int8", "int16", "int32", "int64", "bool")},
+    **{f"tensor({name})": name for name in ("uint8", "uint16", "uint32", "uint64")},
+}
+"""onnxruntime's types that NumPy has as well; strings, bfloat16, sequences and maps are not bound."""
+
+
+class OnnxRuntimeOptions(BaseModel):
+    """The options of `cpu/onnxruntime`. Each is a setting of onnxruntime's session and is read back from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    graph_optimization: Literal["off", "basic", "extended", "all"] = "all"
+    """How far onnxruntime rewrites the graph before it runs it."""
+    spinning: bool | None = None
+    """Whether idle threads spin: some 5 % faster alone, and 2 to 3 times slower for every other runtime in the
+    process. Where it is left out, the host decides."""
+    memory_arena: bool = True
+    """Keep freed intermediates for the next run; without it memory falls back after each run, at some cost."""
+
+
+class OnnxRuntimeSession(Session):
+    """A session of onnxruntime; any number of threads may run it at once, as long as nothing is bound.
+
+    Args:
+        inner: onnxruntime's InferenceSession.
+        outputs: The names of all outputs, in the model's order.
+        options: The adapter's options, to know which were asked for.
+        int8: Where int8 was asked for, whether anything is left after optimisation that computes in it.
+    """
+
+    def __init__(
+        self, inner: Any, outputs: tuple[str, ...], options: OnnxRuntimeOptions, int8: bool | None = None
+    ) -> None:
+        self._int8 = int8
+        self._inner = inner
+        self._outputs = list(outputs)
+        self._options = options
+        self._binding: _Binding | None = None
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """Computes the outputs; onnxruntime allocates them anew in each run."""
+        inner = self._inner
+        if inner is None:
+            raise RunFailed("the session is closed")
+        names = self._outputs if outputs is None else list(outputs)
+        if self._binding is not None:
+            return self._binding.run(feeds, names)
+        if not names:  # onnxruntime would take an empty list for all of them
+            return {}
+        return dict(zip(names, inner.run(names, feeds), strict=True))
+
+    def close(self) -> None:
+        """Drops onnxruntime's session; runs under way keep it until they end."""
+        self._inner = self._binding = None
+
+    def bind(self, buffers: Arrays) -> frozenset[str]:
+        """Binds every input, and every output that is no input itself; a bound output is written in each run."""
+        if self._inner is None:
+            raise RunFailed("the session is closed")
+        binding = _Binding(self._inner, buffers)
+        self._binding = binding if binding.names else None
+        return binding.names
+
+    def observed(self) -> Observed:
+        """The session's settings as onnxruntime gives them back, and the nodes left after its optimisation."""
+        inner = self._inner
+        if inner is None:
+            return Observed()
+        actual = inner.get_session_options()
+        levels = {level: name for name, level in LEVELS.items()}
+        settings: dict[str, Any] = {
+            "threads": actual.intra_op_num_threads,
+            "options.graph_optimization": levels.get(actual.graph_optimization_level.name),
+            "options.memory_arena": actual.enable_cpu_mem_arena,
+        }
+        if self._options.spinning is not None:
+            settings["options.spinning"] = actual.get_session_config_entry(SPINNING) == "1"
+        if self._int8 is not None:
+            settings["precision"] = (Precision.INT8 if self._int8 else Precision.FP32).value
+        nodes = sum(len(part.get_nodes()) for part in inner.get_provider_graph_assignment_info())
+        return Observed(settings, nodes=nodes)
+
+
+class _Binding:
+    """What of a session is bound, and how it runs then; for one thread at a time.
+
+    onnxruntime also writes an output that is a constant, or a node's copy of an input, into the place bound for it. One
+    that is itself an input comes back as that input's memory instead, so it is not bound.
+    """
+
+    def __init__(self, inner: Any, buffers: Arrays) -> None:
+        self._inner = inner
+        inputs = {port.name: port for port in inner.get_inputs()}
+        outputs = {port.name: port for port in inner.get_outputs()}
+        self._both = inputs.keys() & outputs.keys()
+        # One port of another type rules IOBinding out for the whole session.
+        bindable = all(port.type in _BINDABLE for port in (*inputs.values(), *outputs.values()))
+        arrays = {name: array for name, array in buffers.items() if bindable and name not in self._both}
+        self._inputs = {n: _value(a) for n, a in arrays.items() if n in inputs and _fits(a, inputs[n])}
+        self._outputs = {
+            n: _value(a)
+            for n, a in arrays.items()
+            if n in outputs and _fits(a, outputs[n]) and a.flags.writeable and _apart(n, buffers)
+        }
+        self.names = frozenset(self._inputs) | frozenset(self._outputs)
+        self._whole = self._bound()
+
+    def run(self, feeds: Arrays, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Writes all bound outputs, and gives those of the named ones that are not bound."""
+        wanted = [name for name in dict.fromkeys(names) if name not in self._outputs]
+        if not wanted and not self._outputs:
+            return {}
+        if not wanted and not feeds:
+            self._inner.run_with_iobinding(self._whole)
+            return {}
+        # A new one: onnxruntime would write an unbound output over the one that it gave out in the run before.
+        binding = self._bound()
+        for name, feed in feeds.items():
+            if name not in self._inputs:
+                binding.bind_cpu_input(name, feed)
+        for name in wanted:
+            binding.bind_output(name)
+        self._inner.run_with_iobinding(binding)
+        values = list(binding.get_outputs_as_ortvaluevector())[len(self._outputs) :]
+        found = {name: value.numpy() for name, value in zip(wanted, values, strict=True)}  # each keeps its value alive
+        return {name: array.copy() if name in self._both else array for name, array in found.items()}
+
+    def _bound(self) -> Any:
+        binding = self._inner.io_binding()
+        for name, value in self._inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            binding.bind_ortvalue_output(name, value)
+        return binding
+
+
+def _value(array: np.ndarray[Any, Any]) -> Any:
+    """onnxruntime's value on the array's own memory."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _fits(array: np.ndarray[Any, Any], port: Any) -> bool:
+    """Whether the array is dense, holds anything, and has the port's dtype, rank and known extents."""
+    return (
+        array.size > 0
+        and array.flags.c_contiguous
+        and array.dtype == _BINDABLE[port.type]
+        and len(port.shape) == array.ndim
+        and all(isinstance(e, str | None) or e == real for e, real in zip(port.shape, array.shape, strict=True))
+    )
+
+
+def _apart(name: str, buffers: Arrays) -> bool:
+    """Whether the output's buffer shares no byte with another, which may still be read when the output is written."""
+    import numpy as np
+
+    return not any(np.may_share_memory(buffers[name], other) for key, other in buffers.items() if key != name)
