@@ -25,7 +25,7 @@ from paddock.model import Files, Model, origins
 from paddock.plan import Means, NodePrecision, Precision, PrecisionPlan
 from paddock.planning.casts import WIDE, CastRequest
 from paddock.planning.classes import OperatorClasses, Role
-from paddock.planning.precision import NARROW, Keep, is_quantised
+from paddock.planning.precision import NARROW, Keep, is_quantised, portable
 from paddock.quantizing import quantised
 from paddock.reading import carried_bounds, check_unchanged, owner_of, read_files
 from paddock.references import reference_outputs
@@ -125,17 +125,18 @@ class Lowering:
             narrow=self.storage if storage_only else NARROW[precision],
             classes=classes,
             keep=keep,
-            reach=self._reach(target) if whole and not storage_only and not self.keep.exact else {},
+            reach=self._reach(target) if whole and not storage_only else {},
             narrow_border=self.narrow_border,
-            exact=self.keep.exact,
             storage_only=storage_only,
         )
         written, model = self._written(target, request)
-        kept = {o for node in written.kept for o in origins(target, node, self.origin)}
+        found = {n: origins(target, n, self.origin) for n in written.kept}
+        missing = {o: written.nodes[n].reason for n, nodes in found.items() if n not in keep for o in nodes}
+        if self.keep.exact and missing:
+            raise self._left_out(missing, request.narrow)
+        kept = {o for nodes in found.values() for o in nodes}
         if whole:
-            for node in written.kept:
-                for found in origins(target, node, self.origin) if node not in keep else ():
-                    self._evidence.setdefault(found, written.nodes[node].reason)
+            self._evidence.update(missing)
         narrow = {node.node for node in written.nodes if node.dtype == request.narrow}
         plan = PrecisionPlan(
             precision, Means.CAST, tuple(sorted(kept)), casts=written.casts, weights_saved=written.saved,
@@ -143,6 +144,15 @@ class Lowering:
         )  # fmt: skip
         inside = frozenset(i for i, came in enumerate(written.provenance) if narrow & set(came))
         return Lowered(model, plan, self._traced(target, written.nodes), inside)
+
+    def _left_out(self, missing: Mapping[int, str], narrow: str) -> NotAvailable:
+        names = portable(self.origin, missing)
+        return NotAvailable(
+            f"{len(names)} nodes read or give what {narrow} does not hold, and operators.keep_fp32 leaves them out",
+            where="$.operators.keep_fp32",
+            candidates=[f"{name} needs fp32: {missing[n]}" for n, name in zip(sorted(missing), names, strict=True)],
+            remedy="add these, or leave the list out: what is needed is then found",
+        )  # fmt: skip
 
     def _quantised(self, workshop: Workshop, target: Model, keep: Mapping[int, str]) -> Lowered:
         found = quantised(
@@ -245,7 +255,7 @@ def _key(request: CastRequest) -> Any:
     classes = request.classes
     return [
         request.narrow, sorted(classes.allow), sorted(classes.deny), sorted(request.keep.items()),
-        sorted(request.reach.items()), request.narrow_border, request.exact, request.storage_only,
+        sorted(request.reach.items()), request.narrow_border, request.storage_only,
     ]  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def cast(proto: Any, model: Model, request: CastRequest, folder: Path) -> CastMo
     constants = {**stored, **dict(_constants(proto, graph)), **dict(_sparse(proto, own))}
     steering = dict.fromkeys(_steering(graph), math.inf) if request.storage_only else {}
     request = replace(request, reach={**request.reach, **reaches(constants, model.files), **steering})
-    if not request.storage_only and not request.exact:
+    if not request.storage_only:
         request = replace(request, keep={**out_of_range(graph, where, request), **request.keep})
     casts = _without_sparse(plan_casts(graph, where, request), stored)
     names = _Names(graph, proto, casts, where, request)

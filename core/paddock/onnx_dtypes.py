@@ -180,11 +180,11 @@ class _Check:
         inputs = {info.name: _type(info.type) for info in graph.input}
         for (name, stated), known in zip_longest(inputs.items(), fed[: len(inputs)]):
             self._define(_Value(name, known or stated, "an input", main, scope))
-        sparse = [(tensor.values.name, tensor.values) for tensor in graph.sparse_initializer]
-        for name, tensor in (*((tensor.name, tensor) for tensor in graph.initializer), *sparse):
-            kind = dtype_name(tensor.data_type)
+        sparse = [(entry.values, False) for entry in graph.sparse_initializer]  # cast, not stored anew
+        for tensor, dense in (*((tensor, True) for tensor in graph.initializer), *sparse):
+            name, kind = tensor.name, dtype_name(tensor.data_type)
             if name not in inputs:
-                self._define(_Value(name, kind, "an initializer", main, scope, constant=True))
+                self._define(_Value(name, kind, "an initializer", main, scope, constant=dense))
                 continue
             statements.append((name, kind))
             scope[name].constant = self._proto.ir_version < 4  # later, it is a default that a run may replace
@@ -303,7 +303,8 @@ class _Check:
                 self._add(cast.main, source.name, f"{what}, which it is already")
             if not cast.readers:
                 self._add(cast.main, cast.name, f"{what}, and nobody reads the result {cast.name}")
-            if source.constant and (source.type, cast.type) == ("float32", self._narrow):
+            lone = source.constant and source.readers == len(source.casts)
+            if lone and (source.type, cast.type) == ("float32", self._narrow):
                 self._add(cast.main, source.name, f"{what}; the initializer has to be stored as {self._narrow}")
         for second in cast.casts if cast.readers == 1 else ():
             exact, back = (source.type, cast.type) in _LOSSLESS, source.type == second.type

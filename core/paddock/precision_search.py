@@ -71,7 +71,7 @@ def search(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepare
         raise error
     listed = portable(prepared.origin, nodes)
     if prepared.keep.exact:
-        error.candidates = (*error.candidates, *(f"{name} needs fp32" for name in listed))
+        error.candidates = (*error.candidates, *(f"{name} needs fp32: {_REASON}" for name in listed))
         error.remedy = "leave operators.keep_fp32 out to have them kept, or add these to it"
         raise error
     steps = tuple(attempt.steps)

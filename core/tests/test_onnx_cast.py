@@ -418,12 +418,11 @@ def test_what_was_narrow_is_told_with_its_reasons(tmp_path: Path) -> None:
     assert made.provenance == ((), (0,), (), (1,), (2,))
 
 
-def test_a_weight_past_the_limits_keeps_its_node_wide_unless_exact(tmp_path: Path) -> None:
+def test_a_weight_past_the_limits_keeps_its_node_wide(tmp_path: Path) -> None:
     big = constant("w", np.full((4, 4), 7e4))
     model = saved(proto_of([node("MatMul", ["x", "w"], ["a"])], ["a"], inits=[big]), tmp_path / "given")
     made = cast(model, asked(model), tmp_path / "narrow")
     assert dtypes(made) == ["float32"] and made.kept == (0,) and "'w' reaches 7e+04" in made.nodes[0].reason
-    assert dtypes(cast(model, asked(model, exact=True), tmp_path / "exact")) == ["float16"]
     assert dtypes(cast(model, asked(model, "bfloat16"), tmp_path / "bfloat16")) == ["bfloat16"]
 
 

@@ -66,8 +66,6 @@ class CastRequest:
     """The largest magnitude that was seen of each value, by index, where it was measured."""
     narrow_border: bool = False
     """Whether inputs and outputs are of the narrow type too."""
-    exact: bool = False
-    """Whether only `keep` is kept, whatever the reach of values says."""
     storage_only: bool = False
     """Whether nothing but the weights is narrow: they are stored so, and cast back for whoever reads them."""
 

@@ -24,7 +24,7 @@ _KEY = "$.operators.keep_fp32"
 class Keep:
     """The nodes of the user's model that stay in fp32, each with the reason.
 
-    `exact`: these and no others, whatever their values' ranges are; else what is measured is kept as well.
+    `exact`: these and no others, so that what else would be needed is refused; if not, it is kept as well.
     """
 
     nodes: Mapping[int, str] = field(default_factory=dict)

@@ -269,8 +269,8 @@ class CpuMkldnn(PaddleAdapter):
 
 
 _NO_INT8 = Verdict.no(
-    "enable_mkldnn_int8 is a silent no-op on PIR programs, quantised ones too, and Paddle's old format, which it computes "
-    "in int8, is written from Python layers, not from a saved program; cpu/openvino and cpu/onnxruntime quantise it",
+    "enable_mkldnn_int8 is a silent no-op on PIR programs, quantised ones too; Paddle's old format, which it computes in "
+    "int8, is written from Python layers, not from a saved program; cpu/openvino and cpu/onnxruntime quantise it",
     "measured with paddlepaddle 3.3.1",
 )
 

@@ -107,9 +107,8 @@ class ReferenceAdapter(Adapter):
         functions: Any = ()
         if any(node.domain not in standard for node in model.graph.walk()):
             functions = onnx.load(model.files["model"], load_external_data=False).functions
-        # In bf16, what is stated as bfloat16 is computed in float32 and rounded (paddock_reference.narrow).
-        graph = widened(model.graph) if self.config.precision is Precision.BF16 else model.graph
-        operators = Operators(graph, functions)
+        # What is stated as bfloat16 inside is computed in float32 and rounded (paddock_reference.narrow).
+        operators = Operators(widened(model.graph), functions)
         return Selection(tuple(operators.verdict(node) for node in model.graph.nodes))
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
@@ -130,6 +129,7 @@ class ReferenceAdapter(Adapter):
             facts={
                 "dtypes": {value.name: _dtype_of(value) for value in known},
                 "narrow": {value.name: value.dtype for value in graph.values if value.dtype in NARROW},
+                "software": widened(graph) is not graph,
             },
         )
 
@@ -138,13 +138,12 @@ class ReferenceAdapter(Adapter):
         from onnx.reference import ReferenceEvaluator
 
         proto = _load(artifact.files)
-        narrow = artifact.facts["narrow"]
-        if self.config.precision is Precision.BF16:
+        if artifact.facts["software"]:
             widen_bfloat16(proto)
         try:
             evaluator = ReferenceEvaluator(proto)
-            if self.config.precision is not Precision.FP32:
-                rounding(evaluator, narrow)
+            if artifact.facts["software"] or self.config.precision is not Precision.FP32:
+                rounding(evaluator, artifact.facts["narrow"])
         except Exception as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise BuildFailed(f"onnx.reference cannot take the model: {line}") from error

@@ -26,8 +26,12 @@ def to_bfloat16(array: Array) -> Array:
 
 
 def widened(graph: Graph) -> Graph:
-    """The graph with the bfloat16 inside it as float32; as it is where the model exchanges bfloat16 with its caller."""
-    if any(value.dtype == "bfloat16" for value in (*graph.input_values, *graph.output_values)):
+    """The graph with the bfloat16 inside it as float32.
+
+    As it is where there is none, or where the model exchanges bfloat16 with its caller: its bits are then all there is.
+    """
+    inside = any(value.dtype == "bfloat16" for value in graph.values)
+    if not inside or any(value.dtype == "bfloat16" for value in (*graph.input_values, *graph.output_values)):
         return graph
     values = tuple(replace(v, dtype="float32") if v.dtype == "bfloat16" else v for v in graph.values)
     return replace(graph, values=values)
@@ -51,7 +55,7 @@ def widen_bfloat16(proto: Any) -> None:
                     attribute.i = wide
         for tensor in tensors:
             if tensor.data_type == narrow:
-                # Not by numpy_helper.to_array: onnx 1.17.0 gives an array on freed memory for bfloat16.
+                # Not by numpy_helper.to_array: of bfloat16 in raw_data, onnx 1.17.0 gives what was in memory before.
                 stored = np.frombuffer(tensor.raw_data, "<u2") if tensor.raw_data else np.array(tensor.int32_data)
                 array = (stored.astype(np.uint32) << 16).view(np.float32).reshape(tuple(tensor.dims))
                 tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
