@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,29 +120,32 @@ def _measured(case: Case, adapters: Sequence[str], precisions: Sequence[str], ro
 
 def _run(case: Case, pairs: Sequence[tuple[Row, Opener]], rounds: int) -> None:
     """Opens each row in a child, judges it, and times the open ones in turns."""
-    children = [Child(f"{row.adapter} {row.precision} {row.way}") for row, _ in pairs]
-    live: list[tuple[Row, Child]] = []
+    children = {id(row): Child(f"{row.adapter} {row.precision} {row.way}") for row, _ in pairs}
+
+    def open_row(pair: tuple[Row, Opener]) -> None:
+        row, opener = pair
+        child = children[id(row)]
+        try:
+            row.facts = opener(child)
+            _judge(case, row, child)
+        except PaddockError as error:
+            row.refused = error.problem
+        print(f"{case.name} {child.label}", file=sys.stderr, flush=True)
+        if row.refused or row.adapter == SOFTWARE:
+            child.close()
+
     try:
-        for (row, opener), child in zip(pairs, children, strict=True):
-            print(f"{case.name} {child.label}", file=sys.stderr, flush=True)
-            try:
-                row.facts = opener(child)
-                _judge(case, row, child)
-                if row.adapter == SOFTWARE:
-                    child.close()
-                else:
-                    live.append((row, child))
-            except PaddockError as error:
-                row.refused = error.problem
-                child.close()
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(open_row, pairs))
+        live = [row for row, _ in pairs if not row.refused and row.adapter != SOFTWARE]
         for number in range(rounds):
             # Every other round the other way round: nobody always runs after the same neighbour.
-            for row, child in live if number % 2 == 0 else live[::-1]:
-                row.rounds.append(child.call(measure, CHUNK_SECONDS))
-        for row, _ in live:
+            for row in live if number % 2 == 0 else live[::-1]:
+                row.rounds.append(children[id(row)].call(measure, CHUNK_SECONDS))
+        for row in live:
             row.ms = statistics.median(row.rounds)
     finally:
-        for child in children:
+        for child in children.values():
             child.close()
 
 

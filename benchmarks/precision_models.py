@@ -78,11 +78,13 @@ def prepare(name: str, folder: Path) -> Case:
     for kind, samples in made.items():
         _write(sets[kind], samples)
     shapes = {key: array.shape for key, array in made["judge"][0].items()}
-    rule = {"cosine": 0.99} if name in ("encoder", "linear") else {"top1": 0.99}
+    rule = Agreement.model_validate(
+        {"cosine" if name in ("encoder", "linear") else "top1": 0.99, "mask": "mask" if name == "encoder" else None}
+    )
     case = Case(
         name, path, folder / f"{name}.fp32.onnx", {key: tuple(map(int, shape)) for key, shape in shapes.items()},
         sets["judge"], sets["few"], sets["calibrate"], sets["unseen"] if "unseen" in made else None,
-        Agreement(**rule, mask="mask" if name == "encoder" else None), name in ("decoder", "encoder", "linear"),
+        rule, name in ("decoder", "encoder", "linear"),
     )  # fmt: skip
     with Child("fp32 ONNX") as child:
         if not case.onnx.exists():

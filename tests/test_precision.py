@@ -161,13 +161,20 @@ def test_with_an_exact_list_that_is_too_short_they_are_named(
 
 
 def test_nan_and_infinity_never_pass(tmp_path: Path, registry: Registry, children: Children) -> None:
+    """What overflows only on the samples that judge, where ranges were measured on others."""
     nodes = [make("MatMul", ["x", "w"], ["h"]), make("Mul", ["h", "k"], ["q"]), make("Div", ["q", "k"], ["y"])]
     path = save(tmp_path, nodes, ["N", 64], {"w": SQUARE, "k": np.array(6e4, F)})
-    # Infinities that the reference does not have, under the widest budgets there are.
-    for accuracy in ({"max_error": 1e30}, {"min_agreement": {"cosine": 1e-6}}, {"min_agreement": {"top1": 1e-6}}):
-        config = {**FP16, "accuracy": accuracy, "operators": {"keep_fp32": []}}
-        with pytest.raises(AccuracyRefused):
-            deploy(path, config, registry=registry, children=children)
+    x = RNG.standard_normal((4, 64)).astype(F)
+    np.savez(tmp_path / "small.npz", x=x / 100)
+    np.savez(tmp_path / "large.npz", x=x * 100)
+    for budget in ({"max_error": 1e30}, {"min_agreement": {"cosine": 1e-6}}, {"min_agreement": {"top1": 1e-6}}):
+        accuracy = {**budget, "samples": str(tmp_path / "large.npz")}
+        more = {"accuracy": accuracy, "calibration": {"samples": str(tmp_path / "small.npz")}}
+        with pytest.raises(AccuracyRefused) as caught:
+            deploy(path, {**FP16, **more, "operators": {"keep_fp32": []}}, registry=registry, children=children)
+        assert any("#1 Mul needs fp32" in line for line in caught.value.candidates)
+        with deploy(path, {**FP16, **more}, registry=registry, children=children) as deployment:
+            assert kept(deployment) == ["#1 Mul", "#2 Div"]
 
 
 def test_nothing_is_narrow_where_nothing_would_be(tmp_path: Path, registry: Registry, children: Children) -> None:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from paddock.cache import Store
 from paddock.errors import RunFailed, Unsupported
 from paddock.model import Model
-from paddock.plan import Precision, Remedy, Verdict
+from paddock.plan import Means, Precision, Remedy, Verdict
 from paddock.registry import Registry
 from paddock.spi import (
     Adapter,
@@ -86,6 +86,8 @@ class OddOptions(BaseModel):
     unsupported_index: int | None = None
     wrong_types: tuple[str, ...] = ()
     wrong_nodes: tuple[str, ...] = ()
+    wrong_narrow: tuple[str, ...] = ()
+    """Nodes that are wrong in any precision but fp32."""
     wrong_beside: Mapping[str, str] = {}
     """Nodes that are wrong where a certain other node is in the same session."""
     crash_load: tuple[str, ...] = ()
@@ -119,6 +121,8 @@ class Odd(Adapter):
     precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.FP16})
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.REENTRANT)
     Options: ClassVar[type[BaseModel]] = OddOptions
+    more: ClassVar[tuple[str, ...]] = ()
+    """Operators that it takes beside the table."""
 
     @property
     def manners(self) -> OddOptions:
@@ -126,13 +130,17 @@ class Odd(Adapter):
         assert isinstance(self.config.options, OddOptions)
         return self.config.options
 
+    def means(self, precision: Precision) -> Means:
+        """A setting of its own, which it only notes."""
+        return Means.BACKEND
+
     def select_operators(self, model: Model, context: Context) -> Selection:
         """Yes for the operators of the table, unless the options say otherwise."""
         graph, manners = model.graph, self.manners
         banned = {i for i in graph.inputs if graph.values[i].name in manners.refuses_border}
         found = []
         for node in graph.nodes:
-            if node.type not in (*OPERATORS, *manners.claims) or node.type in manners.refuses:
+            if node.type not in (*OPERATORS, *self.more, *manners.claims) or node.type in manners.refuses:
                 found.append(Verdict.no(f"no kernel for {node.type}", "the odd table"))
             elif banned & set(node.inputs):
                 found.append(Verdict.no("cannot be fed that value", "the odd border"))
@@ -185,7 +193,8 @@ class OddSession(Session):
         known: dict[str, Array] = {**self._constants, **feeds}
         for node in self._nodes:
             self._happen(node.name)
-            answer = OPERATORS[node.op_type](*(known[name] for name in node.input))
+            read = [known[name] for name in node.input]
+            answer = _cast(node, read[0]) if node.op_type == "Cast" else OPERATORS[node.op_type](*read)
             known[node.output[0]] = answer + np.float32(0.5) if self._wrong(node) else answer
         if self._names & set(self._manners.garbage):
             return [known[name] for name in self._outputs]  # type: ignore[return-value]
@@ -219,8 +228,14 @@ class OddSession(Session):
 
     def _wrong(self, node: onnx.NodeProto) -> bool:
         manners = self._manners
+        if self._precision != "fp32" and node.name in manners.wrong_narrow:
+            return True
         beside = manners.wrong_beside.get(node.name)
         return node.op_type in manners.wrong_types or node.name in manners.wrong_nodes or beside in self._names
+
+
+def _cast(node: onnx.NodeProto, array: Array) -> Array:
+    return array.astype(np.float16 if node.attribute[0].i == onnx.TensorProto.FLOAT16 else np.float32)
 
 
 class NegOptions(OddOptions):
@@ -253,10 +268,24 @@ class Broken(Odd):
         calls.abort()
 
 
+class NarrowOnly(Odd):
+    """Computes in fp16 and in nothing else, like many an accelerator; Paddock casts for it."""
+
+    hardware: ClassVar[str] = "npu"
+    backend: ClassVar[str] = "narrow"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP16})
+    more: ClassVar[tuple[str, ...]] = ("Cast",)
+
+    def means(self, precision: Precision) -> Means:
+        """By Paddock."""
+        return Means.CAST
+
+
 @hookimpl
 def paddock_adapters() -> Sequence[type[Adapter]]:
     """The odd ones."""
-    return [Odd, WrongAtNeg, Broken]
+    return [Odd, WrongAtNeg, Broken, NarrowOnly]
 
 
 @hookimpl

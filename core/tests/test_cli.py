@@ -189,10 +189,15 @@ def test_verify(folder: Path, flag: Sequence[str]) -> None:
 def test_verify_all(folder: Path, flag: Sequence[str]) -> None:
     done = paddock("verify", "--model", folder / "relu.onnx", "--all", "--config", folder / "ort.json", *flag)
     if flag:
-        found = {row["adapter"]: row["report"]["outcome"] for row in done.data["adapters"]}
-        assert found == {"cpu/onnxruntime": "passed", "cpu/reference": "passed"}
+        found = {(r["adapter"], r["precision"]): r["report"] and r["report"]["outcome"] for r in done.data["adapters"]}
+        assert found == {
+            ("cpu/onnxruntime", "fp32"): "passed",
+            ("cpu/onnxruntime", "int8"): None,  # passed over: there is nothing to calibrate on
+            **{("cpu/reference", precision): "passed" for precision in ("fp32", "fp16", "bf16")},
+        }
     else:
-        assert done.out.count("verified") == 2
+        assert done.out.count("verified") == 4
+        assert "needs calibration.samples" in done.out
 
 
 @pytest.mark.parametrize("flag", [[], ["--json"]])
@@ -270,7 +275,8 @@ def test_the_highest_of_several_configs_counts(folder: Path) -> None:
 
 def test_verify_all_takes_the_highest_too(folder: Path) -> None:
     done = paddock("verify", "--model", folder / "constant.onnx", "--all", "--json", code=4)
-    assert {row["error"]["kind"] for row in done.data["adapters"]} == {"AccuracyRefused"}
+    kinds = {row["precision"]: row["error"] and row["error"]["kind"] for row in done.data["adapters"]}
+    assert kinds == {"fp32": "AccuracyRefused", "int8": None, "fp16": "AccuracyRefused", "bf16": "AccuracyRefused"}
 
 
 def test_two_configs_of_one_name_are_told_apart(folder: Path, tmp_path: Path) -> None:

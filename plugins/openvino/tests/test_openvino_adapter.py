@@ -422,8 +422,6 @@ def test_refusals(tmp_path: Path) -> None:
     model, context = model_of(mlp(), tmp_path), Context(tmp_path, tmp_path)
     with pytest.raises(StrictnessError):
         adapter_of().compile(model, segment_of(model, "fp16"), context)
-    with pytest.raises(StrictnessError, match="keep"):
-        adapter_of(precision="bf16").compile(model, segment_of(model, "bf16", (1,)), context)
     for bad in ({"stream": 1}, {"streams": 0}, {"performance_hint": "latency"}):
         with pytest.raises(ValidationError):
             CpuOptions(**bad)

@@ -350,8 +350,8 @@ def test_a_precision_that_is_not_computed_in_is_refused(
     models: Path, tmp_path: Path, kind: type[PaddleAdapter]
 ) -> None:
     model, adapter = model_of(models, "linear"), adapter_of(kind)
-    with pytest.raises(StrictnessError, match="int8"):
-        adapter.compile(model, segment_of(model, adapter, Precision.INT8), Context(tmp_path, tmp_path))
+    with pytest.raises(StrictnessError, match="fp16"):
+        adapter.compile(model, segment_of(model, adapter, Precision.FP16), Context(tmp_path, tmp_path))
 
 
 def test_files_broken_after_planning_are_not_loaded(models: Path, tmp_path: Path) -> None:

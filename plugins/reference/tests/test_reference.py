@@ -196,7 +196,9 @@ def test_every_node_test_is_right_refused_or_expected_to_fail() -> None:
 
 def test_what_it_declares() -> None:
     assert ReferenceAdapter.name() == "cpu/reference"
-    assert ReferenceAdapter.precisions == {Precision.FP32}
+    assert ReferenceAdapter.precisions == {Precision.FP32, Precision.FP16, Precision.BF16}
+    (device,) = ReferenceAdapter.probe_device().devices
+    assert all("in software" in device.precisions[p].reason for p in (Precision.FP16, Precision.BF16))
     assert ReferenceAdapter.shapes is Shapes.DYNAMIC
     assert ReferenceAdapter.concurrency.threading is Threading.SERIAL
     assert not ReferenceAdapter.plans_memory
