@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from benchmarks.precision_native import (
     OWN_WAYS,
     THREADS,
     answers,
+    close,
     measure,
     open_cast_file,
     open_own,
@@ -130,9 +132,11 @@ def _run(case: Case, pairs: Sequence[tuple[Row, Opener]], rounds: int) -> None:
             _judge(case, row, child)
         except PaddockError as error:
             row.refused = error.problem
-        print(f"{case.name} {child.label}", file=sys.stderr, flush=True)
+        result = "refused" if row.refused else f"error {row.error:.3g}, agreement {row.agreement:.4f}"
+        print(f"{case.name} {child.label}: {result}", file=sys.stderr, flush=True)
         if row.refused or row.adapter == SOFTWARE:
-            child.close()
+            _end(child)
+            del children[id(row)]
 
     try:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -140,13 +144,22 @@ def _run(case: Case, pairs: Sequence[tuple[Row, Opener]], rounds: int) -> None:
         live = [row for row, _ in pairs if not row.refused and row.adapter != SOFTWARE]
         for number in range(rounds):
             # Every other round the other way round: nobody always runs after the same neighbour.
-            for row in live if number % 2 == 0 else live[::-1]:
-                row.rounds.append(children[id(row)].call(measure, CHUNK_SECONDS))
+            for row in [row for row in (live if number % 2 == 0 else live[::-1]) if not row.refused]:
+                try:
+                    row.rounds.append(children[id(row)].call(measure, CHUNK_SECONDS))
+                except PaddockError as error:
+                    row.refused = error.problem
         for row in live:
-            row.ms = statistics.median(row.rounds)
+            row.ms = None if row.refused else statistics.median(row.rounds)
     finally:
         for child in children.values():
-            child.close()
+            _end(child)
+
+
+def _end(child: Child) -> None:
+    with suppress(PaddockError):  # what it crashed of is in its row already
+        child.call(close)
+    child.close()
 
 
 def _judge(case: Case, row: Row, child: Child) -> None:
@@ -221,7 +234,7 @@ def _own(rows: Sequence[Row], row: Row) -> Row | None:
 
 def _over(row: Row, other: Row | None) -> float | None:
     """The median of the rounds' ratios of two rows' times; rows of one group have their rounds side by side."""
-    if other is None or not row.rounds or not other.rounds:
+    if other is None or row.ms is None or other.ms is None:
         return None
     return statistics.median(here / there for here, there in zip(row.rounds, other.rounds, strict=True))
 

@@ -137,6 +137,12 @@ def measure(seconds: float) -> float:
     return statistics.median(times) * 1e3
 
 
+def close() -> None:
+    """Ends a deployment, whose work folder would outlive the process otherwise."""
+    if "kept" in _HERE:
+        _HERE["kept"].close()
+
+
 def _kept(onnx: Path, calibration: Path, name: str, make: Callable[[Path, Path, Path], None]) -> Path:
     """What `make(onnx, calibration, path)` writes, written once for the same bytes and versions."""
     digest = hashlib.sha256(onnx.read_bytes())

@@ -291,7 +291,12 @@ class HardwareConfig(_Part):
         """The error budget in force, or None where `accuracy.min_agreement` is."""
         if self.accuracy.min_agreement is not None:
             return None
-        return self.accuracy.max_error or DEFAULT_MAX_ERROR[self.precision]
+        return self.accuracy.max_error or self.default_max_error
+
+    @property
+    def default_max_error(self) -> float:
+        """The error budget where none is stated: that of the narrowest type that numbers pass through."""
+        return DEFAULT_MAX_ERROR[self.precision if self.storage is None else Precision(self.storage)]
 
     def as_data(self) -> dict[str, Any]:
         """What was stated, as JSON data that can stand in any folder: with absolute paths."""

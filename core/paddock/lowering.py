@@ -35,6 +35,8 @@ from paddock.spi import CastModel, Format
 from paddock.workshop import Workshop
 
 _CAST = "cast.json"
+_REVISION = 1
+"""Part of the key of cast models: a change of what casting writes makes all of them new."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class Lowering:
             names = {role: path.relative_to(folder).as_posix() for role, path in made.files.items()}
             (folder / _CAST).write_text(json.dumps({**asdict(replace(made, files={})), "files": names}))
 
-        folder = self.store.folder("casts", [target.fingerprint, _key(request), *owner], build)
+        folder = self.store.folder("casts", [target.fingerprint, _key(request), _REVISION, *owner], build)
         kept = json.loads((folder / _CAST).read_text())
         files = {role: folder / name for role, name in kept.pop("files").items()}
         written = _casts().validate_python({**kept, "files": files})

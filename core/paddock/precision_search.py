@@ -61,6 +61,8 @@ def search(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepare
 
     Where the config's list is exact, it is not changed: `error` then names the nodes that need fp32 beside it.
     """
+    if prepared.keep.searched:  # what was found before does not do any more
+        prepared = prepared.keeping(Keep())
     prepared.tell("searching for what has to stay in fp32")
     reference = samples.reference or prepared.reference(samples)
     attempt = _Search(prepared, reference, samples.source)
@@ -174,11 +176,10 @@ def _keep(nodes: Sequence[int] | frozenset[int], steps: tuple[SearchStep, ...]) 
 
 
 def _key(prepared: Prepared, samples: Samples) -> list[object]:
-    """What a search is kept under: model, chain, versions, precision, and what it is judged by."""
-    plan, golden = prepared.plan, samples.reference
+    """What a search is kept under: the plan without what it found, and what it is judged by and calibrated on."""
+    golden = samples.reference
     outputs = digest_samples(golden.outputs) if golden is not None else ""
     return [
-        plan.model, prepared.job.chain, dict(plan.versions), plan.precision.precision, plan.shapes,
-        describe_budget(prepared.config), digest_samples(samples.judged), outputs,
-        digest_samples(prepared.job.calibration), host_facts(),
+        prepared.plan.key, prepared.job.chain, describe_budget(prepared.config), digest_samples(samples.judged),
+        outputs, digest_samples(prepared.job.calibration), host_facts(),
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from paddock.config import DEFAULT_MAX_ERROR, Agreement, HardwareConfig
+from paddock.config import Agreement, HardwareConfig
 from paddock.errors import AccuracyRefused, ConfigError
 from paddock.host import Outputs
 from paddock.metrics import agreement_with, relative_error, same_objects, varies
@@ -194,7 +194,7 @@ _FINITE = sys.float_info.max
 
 def _out_of_budget(checks: Sequence[OutputCheck], config: HardwareConfig) -> str:
     rule = config.accuracy.min_agreement
-    bound = config.max_error if config.max_error is not None else DEFAULT_MAX_ERROR[config.precision]
+    bound = config.max_error if config.max_error is not None else config.default_max_error
     exempt = rule is not None and rule.output is not None
     # Written so that a NaN, which compares false with everything, is out of budget. Where min_agreement picks one
     # output, the others need only be of the right form; where it picks none, it speaks for the float outputs alone.
