@@ -104,7 +104,7 @@ def _parts(prepared: Prepared, segments: Sequence[Segment], children: Children) 
     for segment in segments:
         source = extracted(prepared.origin, segment, prepared.registry, children)
         target = adapted(source, workshop.resolved.registered.adapter, prepared.registry, children)
-        found.append(Part(segment, workshop, target, (), whole.remedies, whole.precision, False))
+        found.append(Part(segment, workshop, target, (), whole.remedies, whole.precision, {}, False))
     return found
 
 

@@ -312,7 +312,7 @@ class Draft:
             wide = self.add("Concat", [self.any(), self.any(), self.any()], axis=1)
             made = self.add("Slice", [*wide, *(self.add("Constant", [], value_ints=[at])[0] for at in (1, 5, 1))])
         elif kind == "reduce":
-            axes = {"axes": [1]} if self.opset < 18 else {}
+            axes: dict[str, Any] = {"axes": [1]} if self.opset < 18 else {}
             inputs = [self.any()] if self.opset < 18 else [self.any(), "axes"]
             made = self.add("Sub", [self.any(), *self.add("ReduceMean", inputs, **axes)])
         self.floats.extend(made)

@@ -121,7 +121,7 @@ def plan() -> Plan:
 BUILDS_ANOTHER: Mapping[str, Any] = {
     "model": "other", "format": "paddle", "adapter": "cpu/y", "device": "1 (CPU)", "shapes": {"x": "[2]"},
     "bounds": {"n": Range(1, 2, 4)}, "choices": (({"n": Range(1, 1, 1)}, {"n": Range(2, 2, 2)}),),
-    "precision": PrecisionPlan(Precision.BF16, "backend"), "versions": {"sdk": "2"}, "verify": "off",
+    "precision": PrecisionPlan(Precision.BF16, Means.BACKEND), "versions": {"sdk": "2"}, "verify": "off",
     "budget": "max_error 0.2", "settings": (Setting("threads", 3),), "remedies": (Remedy("d", "s", "a", False),),
     "memory": MemoryPlan(1, 2, 3, instances=2),
     "placement": Placement((NodePlacement(0, "Relu", "cpu/z", Verdict.yes("")),), ()),

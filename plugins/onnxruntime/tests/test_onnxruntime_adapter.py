@@ -20,8 +20,9 @@ from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
 from paddock.plan import Answer, MemoryPlan, Precision, PrecisionPlan, Segment
 from paddock.spi import Context, Probe, ResolvedConfig, SegmentPlan, Session
-from paddock_onnxruntime.adapter import CpuOnnxRuntime, OnnxRuntimeOptions
+from paddock_onnxruntime.adapter import CpuOnnxRuntime
 from paddock_onnxruntime.operators import Selector
+from paddock_onnxruntime.session import OnnxRuntimeOptions
 from pydantic import ValidationError
 
 onnx = pytest.importorskip("onnx")

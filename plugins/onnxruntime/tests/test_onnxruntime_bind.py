@@ -14,7 +14,8 @@ from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
 from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment
 from paddock.spi import Context, ResolvedConfig, SegmentPlan, Session
-from paddock_onnxruntime.adapter import CpuOnnxRuntime, OnnxRuntimeOptions
+from paddock_onnxruntime.adapter import CpuOnnxRuntime
+from paddock_onnxruntime.session import OnnxRuntimeOptions
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

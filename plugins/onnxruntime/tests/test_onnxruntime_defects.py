@@ -17,7 +17,8 @@ from paddock.defects import load
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
 from paddock.spi import ResolvedConfig
-from paddock_onnxruntime.adapter import CpuOnnxRuntime, OnnxRuntimeOptions
+from paddock_onnxruntime.adapter import CpuOnnxRuntime
+from paddock_onnxruntime.session import OnnxRuntimeOptions
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,17 +20,20 @@ pytest.importorskip("ml_dtypes")
 LINEAR, BATCH_NORM, FIRST_CONV, RELU = 12, 4, 3, 5
 
 
-def network(path, names="", external=False):
+Made = tuple[Path, Path, Quantizer]
+
+
+def network(path: Path, names: str = "", external: bool = False) -> Any:
     """conv, batch norm, relu, conv, add, pool, two linear layers; weights as paddle2onnx leaves them."""
     random = np.random.default_rng(0)
 
-    def weight(*shape, scale=0.3):
+    def weight(*shape: int, scale: float = 0.3) -> Any:
         return numpy_helper.from_array((random.standard_normal(shape) * scale).astype(np.float32))
 
-    def node(op, inputs, output, **attributes):
+    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> Any:
         return helper.make_node(op, inputs, [output], name=names, **attributes)
 
-    initializers = []
+    initializers: list[Any] = []
     for name, shape in {"g": (8,), "b": (8,), "m": (8,), "w2": (8, 8, 3, 3), "b3": (64,)}.items():
         initializers.append(weight(*shape))
         initializers[-1].name = name
@@ -59,40 +63,40 @@ def network(path, names="", external=False):
     return path
 
 
-def feeds(count=4, seed=1):
+def feeds(count: int = 4, seed: int = 1) -> Any:
     random = np.random.default_rng(seed)
     return [{"x": random.standard_normal((1 + i % 2, 3, 10, 10)).astype(np.float32)} for i in range(count)]
 
 
-def run(path, feed):
+def run(path: Path, feed: Any) -> Any:
     settings = ort.SessionOptions()
     settings.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"]).run(None, feed)[0]
 
 
-def distance(path, plain, feed):
+def distance(path: Path, plain: Path, feed: Any) -> float:
     wanted = run(plain, feed)
-    return np.abs(run(path, feed) - wanted).max() / np.abs(wanted).max()
+    return float(np.abs(run(path, feed) - wanted).max() / np.abs(wanted).max())
 
 
-def reads_int8(proto):
+def reads_int8(proto: Any) -> Any:
     made = {name for node in proto.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     return [not made.isdisjoint(node.input) for node in proto.graph.node]
 
 
-def int8_weights(proto):
+def int8_weights(proto: Any) -> Any:
     held = {t.name for t in proto.graph.initializer if t.data_type == TensorProto.INT8}
     return {n.output[0] for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in held}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("quantizer")
     plain = network(folder / "plain.onnx")
     return folder, plain, Quantizer(plain, feeds(), folder, narrow=False)
 
 
-def test_int8_file(made):
+def test_int8_file(made: Made) -> None:
     folder, plain, quantizer = made
     quantizer.write(folder / "a.onnx")
     proto, original = onnx.load(folder / "a.onnx"), onnx.load(plain)
@@ -108,7 +112,7 @@ def test_int8_file(made):
     assert 1e-5 < distance(folder / "a.onnx", plain, feeds(1, seed=2)[0]) < 0.05
 
 
-def test_provenance_names_each_node_and_follows_what_was_merged(made):
+def test_provenance_names_each_node_and_follows_what_was_merged(made: Made) -> None:
     folder, plain, quantizer = made
     traced = quantizer.write(folder / "b.onnx")
     proto, original = onnx.load(folder / "b.onnx"), onnx.load(plain)
@@ -121,7 +125,7 @@ def test_provenance_names_each_node_and_follows_what_was_merged(made):
 
 
 @pytest.mark.parametrize("keep", [6, BATCH_NORM, 10, 14])
-def test_kept_nodes_have_float_weights(made, keep):
+def test_kept_nodes_have_float_weights(made: Made, keep: int) -> None:
     folder, _, quantizer = made
     traced = quantizer.write(folder / "c.onnx", {keep})
     proto = onnx.load(folder / "c.onnx")
@@ -131,7 +135,7 @@ def test_kept_nodes_have_float_weights(made, keep):
     assert len(weights) == 3
 
 
-def test_all_kept_is_the_model_itself(made):
+def test_all_kept_is_the_model_itself(made: Made) -> None:
     folder, plain, quantizer = made
     quantizer.write(folder / "d.onnx", range(15))
     assert not any(reads_int8(onnx.load(folder / "d.onnx")))
@@ -139,7 +143,7 @@ def test_all_kept_is_the_model_itself(made):
     assert distance(folder / "d.onnx", plain, feed) < 1e-5
 
 
-def test_narrow_weights_have_seven_bits(tmp_path):
+def test_narrow_weights_have_seven_bits(tmp_path: Path) -> None:
     plain = network(tmp_path / "plain.onnx", names="one name for all")
     reach = {}
     for narrow in (False, True):
@@ -149,7 +153,7 @@ def test_narrow_weights_have_seven_bits(tmp_path):
     assert reach[False] == 127 and reach[True] == 64
 
 
-def test_stacks_of_matrices_and_factors_on_the_left_run(tmp_path):
+def test_stacks_of_matrices_and_factors_on_the_left_run(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     weights = {"stack": (3, 16, 32), "left": (4, 5)}
     initializers = [
@@ -167,7 +171,7 @@ def test_stacks_of_matrices_and_factors_on_the_left_run(tmp_path):
     assert distance(tmp_path / "q.onnx", tmp_path / "p.onnx", feed) < 0.03
 
 
-def test_bytes_are_the_same_in_every_process_and_after_other_variants(made, tmp_path):
+def test_bytes_are_the_same_in_every_process_and_after_other_variants(made: Made, tmp_path: Path) -> None:
     _, plain, quantizer = made
     quantizer.write(tmp_path / "other.onnx", {6})
     quantizer.write(tmp_path / "here.onnx", {10})
@@ -179,11 +183,11 @@ def test_bytes_are_the_same_in_every_process_and_after_other_variants(made, tmp_
     )
     arguments = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), str(plain)]
     subprocess.run(arguments, check=True, env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True)
-    here, there = (hashlib.sha256((tmp_path / n).read_bytes()).hexdigest() for n in ("here.onnx", "there.onnx"))
-    assert here == there
+    sums = {hashlib.sha256((tmp_path / n).read_bytes()).hexdigest() for n in ("here.onnx", "there.onnx")}
+    assert len(sums) == 1
 
 
-def test_external_data_ends_in_the_one_file(tmp_path):
+def test_external_data_ends_in_the_one_file(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "work").mkdir()
     plain = network(tmp_path / "model" / "plain.onnx", external=True)
@@ -191,7 +195,7 @@ def test_external_data_ends_in_the_one_file(tmp_path):
     assert distance(tmp_path / "q.onnx", plain, feeds(1)[0]) < 0.05
 
 
-def test_errors_are_build_failed(tmp_path):
+def test_errors_are_build_failed(tmp_path: Path) -> None:
     plain = network(tmp_path / "plain.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(BuildFailed, match="samples"):

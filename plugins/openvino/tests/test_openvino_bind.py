@@ -13,7 +13,7 @@ from paddock.errors import BuildFailed, RunFailed, UsageError
 from paddock.graph import Range
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
-from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment
+from paddock.plan import Means, MemoryPlan, Precision, PrecisionPlan, Segment
 from paddock.spi import Context, ResolvedConfig, SegmentPlan, Session
 from paddock_openvino.adapter import CpuOpenVino, CpuOptions
 from paddock_openvino.sdk import core
@@ -73,7 +73,7 @@ def load(content: Any, folder: Path, precision: str = "fp32", bounds: Mapping[st
     adapter, context = CpuOpenVino(ResolvedConfig(config, CpuOptions(), 1), None), Context(folder, folder)
     segment = Segment(0, "cpu/openvino", tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
     verdicts = adapter.select_operators(model, context).verdicts
-    wanted = PrecisionPlan(Precision(precision), "backend")
+    wanted = PrecisionPlan(Precision(precision), Means.BACKEND)
     plan = SegmentPlan(segment, wanted, MemoryPlan(0, 0, 0), verdicts=verdicts)
     return adapter.load(adapter.compile(model, plan, context), context)
 

@@ -269,7 +269,7 @@ class CpuMkldnn(PaddleAdapter):
 
 
 _NO_INT8 = Verdict.no(
-    "enable_mkldnn_int8 is a silent no-op on PIR programs, quantised ones too; Paddle's old format, which it computes in "
+    "enable_mkldnn_int8 is a silent no-op on PIR programs, quantised ones too; the old format, which is computed in "
     "int8, is written from Python layers, not from a saved program; cpu/openvino and cpu/onnxruntime quantise it",
     "measured with paddlepaddle 3.3.1",
 )
