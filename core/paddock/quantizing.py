@@ -63,7 +63,8 @@ def quantised(
             for number, sample in enumerate(samples):
                 write_npz(fed / f"{number:06}.npz", sample, "the work folder")
         child = children.get(f"quantising for {resolved.name}")
-        path, token = folder / "model.onnx", [target.fingerprint, fed.name]
+        # The quantiser keeps files in the work folder, which goes with the deployment.
+        path, token = folder / "model.onnx", [target.fingerprint, str(fed)]
         trace = child.call(_write_here, resolved, target, fed, token, path, keep, seconds=SECONDS)
         check_unchanged(target)
         names = sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if found.is_file())

@@ -270,3 +270,17 @@ def test_refined_classes_stay_disjoint_and_move_what_is_named() -> None:
     classes = OperatorClasses(frozenset("ab"), frozenset("cd")).refined(allow="c", deny="a", infer="d")
     assert (classes.allow, classes.deny) == (frozenset("bc"), frozenset("a"))
     assert [classes.role(name) for name in "abcde"] == [Role.DENY, Role.ALLOW, Role.ALLOW, Role.INFER, Role.INFER]
+
+
+@pytest.mark.parametrize(
+    ("reach", "kept"), [(255.9, False), (256.0, True), (1e3, True), (2e-4, False), (1.7e-4, True), (0.0, False)]
+)
+def test_a_variance_leaves_the_type_before_its_values_do(reach: float, kept: bool) -> None:
+    values = tuple(Value(name, "float32", (2, 2)) for name in ("x", "scale", "y"))
+    both = Ports(frozenset({0, 1}), frozenset({0}))
+    for kind, counts in (("LayerNormalization", kept), ("Add", False)):
+        graph = Graph((Node(0, kind, (0, 1), (2,)),), values, (0, 1), (2,))
+        for narrow in ("float16", "bfloat16"):
+            found = out_of_range(graph, {0: both}, CastRequest(narrow, CLASSES, reach={0: reach, 1: 1.0, 2: 1.0}))
+            assert (set(found) == {0}) == (counts and narrow == "float16")
+            assert all("the square of 'x'" in reason for reason in found.values())

@@ -86,27 +86,41 @@ LIMITS: Mapping[str, Limits] = {
 """IEEE 754 binary16, and its binary32 cut to 16 bits; halfway to the next number rounds to the even one."""
 
 
+_SQUARING = frozenset(
+    {
+        "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization",
+        "MeanVarianceNormalization", "RMSNormalization", "ReduceL2",
+    }
+)  # fmt: skip
+"""Operators that square their first input before they sum it: a variance leaves the type long before the values do."""
+
+
 def out_of_range(graph: Graph, ports: Mapping[int, Ports], request: CastRequest) -> dict[int, str]:
-    """The nodes that would read or write a value that the narrow type does not hold, each with that value."""
-    limits = LIMITS[request.narrow]
+    """The nodes that would read, write or square inside a value that the narrow type does not hold, each with it."""
     found: dict[int, str] = {}
     for node in graph.nodes:
         own = ports[node.index]
         touched = [v for at, v in enumerate(node.inputs) if at in own.inputs]
         touched += [v for at, v in enumerate(node.outputs) if at in own.outputs]
-        for value in touched:
-            reach = request.reach.get(value, 0.0) if value is not None else 0.0
-            if value is None or not math.isfinite(reach):  # an infinity of its own is one in any type
-                continue
-            name = graph.values[value].name
-            if reach >= limits.overflow:
-                found[node.index] = f"{name!r} reaches {reach:.3g}: {request.narrow} ends at {limits.largest}"
-            elif 0 < reach <= limits.vanish:
-                found[node.index] = f"{name!r} stays under {reach:.1g}: in {request.narrow} all of it is 0"
-            else:
-                continue
-            break
+        known = [(v, request.reach[v]) for v in touched if v is not None and v in request.reach]
+        reasons = [_beyond(f"{graph.values[value].name!r}", reach, request.narrow) for value, reach in known]
+        if node.type in _SQUARING and known and known[0][0] == node.inputs[0]:
+            value, reach = known[0]
+            reasons.append(_beyond(f"the square of {graph.values[value].name!r}", reach * reach, request.narrow))
+        found.update((node.index, reason) for reason in reversed(reasons) if reason)  # the first one stays
     return found
+
+
+def _beyond(name: str, reach: float, narrow: str) -> str:
+    """Why the type does not hold a value of this magnitude; "" where it does."""
+    limits = LIMITS[narrow]
+    if not math.isfinite(reach):  # an infinity of its own is one in any type
+        return ""
+    if reach >= limits.overflow:
+        return f"{name} reaches {reach:.3g}: {narrow} ends at {limits.largest}"
+    if 0 < reach <= limits.vanish:
+        return f"{name} stays under {reach:.1g}: in {narrow} all of it is 0"
+    return ""
 
 
 def plan_casts(graph: Graph, ports: Mapping[int, Ports], request: CastRequest) -> Casts:
