@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,9 @@ def bench(
             if entry.error is None:
                 entry.measured = _figures(entry, facts, child.call(_peak_here))
     finally:
+        for _, child, _ in opened:
+            with suppress(PaddockError):  # it ends with its process all the same; this removes its files as well
+                child.call(_close_here)
         for child in children:
             child.close()
     return entries
@@ -154,11 +158,14 @@ def _open_here(model: Path, source: Any, feeds: Sample | None) -> tuple[Mapping[
     return facts, sample
 
 
+def _close_here() -> None:
+    _HERE.pop("deployment").close()
+
+
 def typical_sample(deployment: Deployment) -> Sample:
     """A generated sample at the optimum of the deployment's shapes."""
-    origin = deployment.model
-    format = deployment.registry.formats[origin.format]
-    return typical(origin.graph, format.gathers, format.transparent)
+    format = deployment.registry.formats[deployment.model.format]
+    return typical(deployment.interface, format.gathers, format.transparent)
 
 
 def _measure_here(seconds: float) -> tuple[Sequence[float], float]:

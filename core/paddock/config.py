@@ -273,6 +273,8 @@ class HardwareConfig(_Part):
     def _precise(self) -> HardwareConfig:
         if self.storage is not None and self.precision is not Precision.FP32:
             raise PydanticCustomError("storage", f"storage has no effect with precision {self.precision}")
+        if self.storage is not None and self.operators.keep_fp32 is not None:
+            raise PydanticCustomError("storage", "operators.keep_fp32 has no effect with storage")
         if self.io_dtype is not None and self.precision is not Precision.FP16:
             raise PydanticCustomError("io_dtype", f"io_dtype {self.io_dtype} goes with precision fp16 only")
         return self

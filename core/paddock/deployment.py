@@ -26,6 +26,7 @@ from paddock.errors import (
     UsageError,
     did_you_mean,
 )
+from paddock.graph import Graph
 from paddock.host import InProcessHost, Outputs, ServingHost, building
 from paddock.model import Files, Model
 from paddock.pipeline import Flow, Pipeline
@@ -203,9 +204,14 @@ class Deployment:
         return self._registry
 
     @property
+    def interface(self) -> Graph:
+        """What requests are checked by: the model's graph, its float inputs and outputs in the config's `io_dtype`."""
+        return self._prepared.interface
+
+    @property
     def inputs(self) -> Mapping[str, str]:
         """Each input's dtype and admitted shape, printable."""
-        graph = self._prepared.interface
+        graph = self.interface
         return {value.name: f"{value.dtype} {describe_shape(graph, value)}" for value in graph.input_values}
 
     @property

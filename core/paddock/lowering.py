@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from paddock.cache import Store
 from paddock.child import Children
-from paddock.errors import NotAvailable, PaddockError
+from paddock.errors import BuildFailed, NotAvailable, PaddockError
 from paddock.host import building
 from paddock.model import Files, Model, origins
 from paddock.plan import Means, NodePrecision, Precision, PrecisionPlan
@@ -58,6 +58,7 @@ class Lowering:
 
     Args:
         origin: The model as the user gave it.
+        precision: What the config asks for; a fallback may compute in fp32.
         storage: The dtype in which weights are stored where nothing else is narrow, or "".
         keep: What stays in fp32 of it.
         judged: Whether the result is checked against the budget; if not, what is prone to overflow stays in fp32.
@@ -66,6 +67,7 @@ class Lowering:
     """
 
     origin: Model
+    precision: Precision
     storage: str
     narrow_border: bool
     keep: Keep
@@ -87,8 +89,10 @@ class Lowering:
         """
         precision = workshop.resolved.config.precision
         if precision is Precision.FP32 and not self.storage:
+            if self.precision is Precision.FP32:
+                return Lowered(target, PrecisionPlan(precision))
             kept = self._by_target(target, self.keep.nodes)
-            nodes = _floats(target, WIDE, kept) if kept else ()
+            nodes = _floats(target, WIDE, kept, f"{workshop.name} computes it in fp32")
             return Lowered(target, PrecisionPlan(precision), self._traced(target, nodes))
         if precision is Precision.INT8 and is_quantised(self.origin):
             return Lowered(target, PrecisionPlan(precision))
@@ -96,12 +100,18 @@ class Lowering:
         if precision is not Precision.FP32:
             adapter = workshop.adapter()
             means = building(f"{workshop.name}: means", lambda: adapter.means(precision))
+            able = (Means.BACKEND, Means.QUANTIZE if precision is Precision.INT8 else Means.CAST)
+            if not isinstance(means, Means) or means not in able:
+                raise BuildFailed(
+                    f"{workshop.name}: means() gave {means!r} for {precision}, not one of {', '.join(able)}",
+                    remedy="report this to the plugin's author",
+                )  # fmt: skip
         keep = {**self._by_target(target, {**self._found(), **self.keep.nodes}), **pinned}
         if means is Means.BACKEND:
             nodes = _floats(target, NARROW[precision], {}, "the backend's setting, as far as it has kernels")
             return Lowered(target, PrecisionPlan(precision, Means.BACKEND), self._traced(target, nodes))
         if means is Means.QUANTIZE:
-            return self._quantised(workshop, target, keep)
+            return self._quantised(workshop, target, whole, keep)
         return self._cast(workshop, target, precision, whole, keep)
 
     def _found(self) -> Mapping[int, str]:
@@ -119,7 +129,8 @@ class Lowering:
         self, workshop: Workshop, target: Model, precision: Precision, whole: bool, keep: Mapping[int, str]
     ) -> Lowered:
         adapter = workshop.adapter()
-        classes = building(f"{workshop.name}: operator classes", adapter.operator_classes)
+        name = workshop.name
+        classes = checked_classes(name, building(f"{name}: operator classes", adapter.operator_classes))
         storage_only = precision is Precision.FP32
         if not self.judged and not self.keep.exact:
             keep = {**_prone(target, classes), **keep}
@@ -156,10 +167,21 @@ class Lowering:
             remedy="add these, or leave the list out: what is needed is then found",
         )  # fmt: skip
 
-    def _quantised(self, workshop: Workshop, target: Model, keep: Mapping[int, str]) -> Lowered:
-        found = quantised(
-            workshop, target, frozenset(keep), self.calibration(), self.registry, self.children, self.store
-        )
+    def _quantised(self, workshop: Workshop, target: Model, whole: bool, keep: Mapping[int, str]) -> Lowered:
+        if not whole:
+            raise NotAvailable(
+                f"int8 on {workshop.name} needs the whole model there: there are no samples of a segment's inputs",
+                where="$.precision", remedy="exclude no operators, or choose an adapter that takes them all",
+            )  # fmt: skip
+        partly = next((v for v in target.graph.values if v.dtype in ("float16", "bfloat16")), None)
+        if partly is not None:
+            raise NotAvailable(
+                f"the model computes partly in {partly.dtype} ({partly.name!r}): only fp32 models are quantised",
+                where="$.precision", remedy="export it in float32",
+            )  # fmt: skip
+        names = list(zip(self.origin.graph.input_values, target.graph.input_values, strict=True))
+        samples = [{there.name: sample[here.name] for here, there in names} for sample in self.calibration()]
+        found = quantised(workshop, target, frozenset(keep), samples, self.registry, self.children, self.store)
         nodes = tuple(
             replace(node, reason=keep[node.node]) if node.node in keep and node.dtype else node for node in found.nodes
         )
@@ -215,6 +237,17 @@ class Lowering:
         except PaddockError as error:
             self.notes[f"the ranges of values were not measured: {error.problem}"] = None
             return {}
+
+
+def checked_classes(adapter: str, found: object) -> OperatorClasses:
+    """What `operator_classes` gave; raises `BuildFailed` where that is something else."""
+    named = isinstance(found, OperatorClasses) and all(isinstance(kind, str) for kind in (*found.allow, *found.deny))
+    if not isinstance(found, OperatorClasses) or not named:
+        raise BuildFailed(
+            f"{adapter}: operator_classes() gave a {type(found).__name__}, not OperatorClasses of operator types",
+            remedy="report this to the plugin's author",
+        )
+    return found
 
 
 def _floats(target: Model, dtype: str, reasons: Mapping[int, str], default: str = "") -> Iterator[NodePrecision]:

@@ -19,7 +19,7 @@ from paddock.onnx_ports import RETYPED, STEERING, casts_to, ports
 from paddock.onnx_store import Store, reaches, writing
 from paddock.onnx_tensors import all_graphs, dtype_number, graphs_of
 from paddock.plan import NodePrecision
-from paddock.planning.casts import WIDE, CastRequest, Casts, Ports, out_of_range, plan_casts
+from paddock.planning.casts import WIDE, CastRequest, Casts, Ports, beyond, out_of_range, plan_casts
 from paddock.spi import CastModel
 
 
@@ -45,6 +45,8 @@ def cast(proto: Any, model: Model, request: CastRequest, folder: Path) -> CastMo
     constants = {**stored, **dict(_constants(proto, graph)), **dict(_sparse(proto, own))}
     steering = dict.fromkeys(_steering(graph), math.inf) if request.storage_only else {}
     request = replace(request, reach={**request.reach, **reaches(constants, model.files), **steering})
+    if request.narrow_border:
+        _check_border(graph, request)
     if not request.storage_only:
         request = replace(request, keep={**out_of_range(graph, where, request), **request.keep})
     casts = _without_sparse(plan_casts(graph, where, request), stored)
@@ -67,6 +69,16 @@ def cast(proto: Any, model: Model, request: CastRequest, folder: Path) -> CastMo
         tuple((graph.values[v].name, dtype) for v, dtype in names.casts),
         sum(_saved(graph, casts, request.narrow)),
     )
+
+
+def _check_border(graph: Graph, request: CastRequest) -> None:
+    """Raises `NotAvailable` where an input or output reaches past what the narrow type holds."""
+    for value in (*graph.inputs, *graph.outputs):
+        reason = beyond(repr(graph.values[value].name), request.reach.get(value, 0.0), request.narrow)
+        if reason and graph.values[value].dtype == WIDE:
+            raise NotAvailable(
+                f"inputs and outputs cannot be {request.narrow}: {reason}", where="$.io_dtype", remedy="leave it out"
+            )
 
 
 @dataclass(frozen=True)

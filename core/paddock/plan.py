@@ -182,6 +182,10 @@ class PrecisionPlan:
     weights_saved: int = 0
     storage: str = ""
     searched: tuple[SearchStep, ...] = ()
+    border: str = ""
+    """The dtype of float inputs and outputs, where the config asks for another than the model's."""
+    calibration: str = ""
+    """SHA-256 (hex) of the samples that it was quantised by, or ranges were measured on, where there are any."""
 
     def by_operator(self) -> list[tuple[str, str, str, int]]:
         """Rows (operator, dtype, reason, count) of the nodes that compute in floats, most frequent first."""
@@ -275,7 +279,7 @@ class Plan:
         return {
             **{k: full[k] for k in ("model", "format", "adapter", "device", "versions", "verify", "budget")},
             **{k: full[k] for k in ("shapes", "bounds", "choices")},
-            "precision": {k: full["precision"][k] for k in ("precision", "means", "keep_fp32", "storage")},
+            "precision": {k: full["precision"][k] for k in _PRECISE},
             "dtypes": [n["dtype"] for n in full["precision"]["nodes"]],
             "placement": [[n["node"], n["adapter"]] for n in full["placement"]["nodes"]],
             "segments": full["placement"]["segments"],
@@ -302,6 +306,9 @@ class Plan:
     def diff(self, other: Plan) -> Iterator[tuple[str, Any, Any]]:
         """Every place where two plans' semantics differ: (dotted path, here, there)."""
         yield from _differences("", self.semantics(), other.semantics())
+
+
+_PRECISE = ("precision", "means", "keep_fp32", "storage", "casts", "border", "calibration")
 
 
 def digest(data: Any) -> str:

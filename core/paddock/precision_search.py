@@ -10,8 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
+from paddock.graph import Graph, Range
 from paddock.host import building
+from paddock.lowering import checked_classes
 from paddock.machine import host_facts
 from paddock.model import origins
 from paddock.plan import Means, SearchStep
@@ -22,7 +26,7 @@ from paddock.planning.fewest import fewest
 from paddock.planning.precision import Keep, portable
 from paddock.prepare import Prepared
 from paddock.references import Reference
-from paddock.samples import digest_samples
+from paddock.samples import Sample, digest_samples
 from paddock.sampling import Samples
 from paddock.spi import Event
 from paddock.trials import judged_in_children, trial_store
@@ -91,7 +95,7 @@ class _Search:
         self.reference = reference
         self.source = source
         self.steps: list[SearchStep] = []
-        graph = prepared.origin.graph
+        graph = _fixed(prepared.origin.graph, reference.samples[0])
         self.work = {node.index: cost.work(graph, node) for node in graph.nodes}
         self.total = sum(self.work.values()) or 1.0
         # Nodes that only hand values on go with their neighbours, except where quantisers round what they read.
@@ -157,12 +161,23 @@ class _Search:
         return met
 
 
+def _fixed(graph: Graph, sample: Sample) -> Graph:
+    """The graph with its open dimensions as a sample has them, so that the work of its nodes can be told."""
+    bounds: dict[str, Range] = {}
+    for value in graph.input_values:
+        for dim, extent in zip(value.shape or (), np.shape(sample[value.name]), strict=False):
+            if isinstance(dim, str):
+                bounds[dim] = Range(extent, extent, extent)
+    return graph.with_bounds(bounds)
+
+
 def _roles(prepared: Prepared) -> dict[int, Role]:
     """The class of each of the user's nodes: the most suspicious of the operators that were made of it."""
     found: dict[int, Role] = {}
     for part in prepared.parts:
         adapter = part.workshop.adapter()
-        classes = building(f"{part.workshop.name}: operator classes", adapter.operator_classes)
+        name = part.workshop.name
+        classes = checked_classes(name, building(f"{name}: operator classes", adapter.operator_classes))
         for node in part.target.graph.nodes:
             role = classes.role(node.type)
             for index in origins(part.target, node.index, prepared.origin):

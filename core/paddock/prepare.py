@@ -32,8 +32,8 @@ from paddock.planning.shapes import apply_shapes
 from paddock.reading import open_model
 from paddock.references import Reference, reference_outputs
 from paddock.registry import Registered, Registry, Resolved
-from paddock.samples import Sample
-from paddock.sampling import Samples, calibration_samples, given_samples, judging_samples
+from paddock.samples import Sample, digest_samples
+from paddock.sampling import Samples, calibration_samples, check_apart, given_samples, judging_samples
 from paddock.spi import Arrays, Context, Event
 from paddock.verify import Outcome, compare
 from paddock.workshop import Part, Workshop
@@ -72,6 +72,8 @@ def prepare(
             job = _Job(
                 next(_NAMES), config, origin, registry, children, resolved, work, tell, given, calibration
             )  # fmt: skip
+            if calibration and config.accuracy.verify != "off":
+                check_apart(calibration, job.samples().judged, origin.graph)
             prepared = job.plan({}, keep)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
@@ -117,6 +119,9 @@ class _Job:
         lower = self._lowering(keep, trial)
         placed = place_model(self.origin, links, everywhere, self.registry, self.children, lower, trial)
         precision = together(self.origin, self.config.precision, [(p.dtypes, p.precision) for p in placed.parts], keep)
+        calibration = digest_samples(self.calibration) if self.calibration else ""
+        border = "" if self.config.io_dtype is None else NARROW[Precision(self.config.io_dtype)]
+        precision = replace(precision, border=border, calibration=calibration)
         self._check_effect(precision, placed)
         candidates = _references(self.registry, self.origin, self.config.accuracy.verify)
         reference = tuple(entry.adapter.name() for entry in candidates)
@@ -156,6 +161,7 @@ class _Job:
         config = self.config
         return Lowering(
             self.origin,
+            config.precision,
             NARROW[Precision(config.storage)] if config.storage else "",
             config.io_dtype is not None,
             keep,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from paddock.cache import Store
 from paddock.child import Children
-from paddock.errors import NotAvailable
+from paddock.errors import BuildFailed, ModelError
 from paddock.graph import Graph
 from paddock.host import building
 from paddock.machine import host_facts
@@ -68,50 +69,99 @@ def quantised(
         trace = child.call(_write_here, resolved, target, fed, token, path, keep, seconds=SECONDS)
         check_unchanged(target)
         names = sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if found.is_file())
-        (folder / _TRACE).write_text(json.dumps({"provenance": trace, "files": names}))
+        written = {"provenance": _checked(trace, workshop.name), "files": names}
+        (folder / _TRACE).write_text(json.dumps(written))
+        try:
+            read(folder)  # before it is kept: what is wrong once would be wrong for good
+        except ModelError as error:
+            raise BuildFailed(
+                f"{workshop.name}: its quantiser wrote what cannot be read: {error.problem}",
+                remedy="report this to the plugin's author",
+            ) from error
 
-    folder = store.folder("quantized", key, build)
-    kept = json.loads((folder / _TRACE).read_text())
-    provenance = tuple(tuple(nodes) for nodes in kept["provenance"])
-    files = {"model" if name == "model.onnx" else f"data/{name}": folder / name for name in kept["files"]}
-    model = read_files(registry.formats[target.format], files, registry, children)
-    graph = model.graph.with_bounds(carried_bounds(target.graph.input_values, target.graph, model.graph))
-    borders = [[v.name for v in (*g.input_values, *g.output_values)] for g in (target.graph, graph)]
-    if len(provenance) != len(graph.nodes) or borders[0] != borders[1]:
-        raise NotAvailable(
-            f"{workshop.name} quantised the model wrongly: {len(provenance)} nodes traced of {len(graph.nodes)}, "
-            f"with the border {borders[1]}",
+    def read(folder: Path) -> Quantised:
+        kept = json.loads((folder / _TRACE).read_text())
+        if "model.onnx" not in kept["files"]:
+            raise BuildFailed(f"{workshop.name}: its quantiser wrote no model", remedy="report this to its author")
+        provenance = tuple(tuple(nodes) for nodes in kept["provenance"])
+        files = {"model" if name == "model.onnx" else f"data/{name}": folder / name for name in kept["files"]}
+        model = read_files(registry.formats[target.format], files, registry, children)
+        graph = model.graph.with_bounds(carried_bounds(target.graph.input_values, target.graph, model.graph))
+        _check_written(workshop.name, target.graph, graph, provenance)
+        sizes = [sum(path.stat().st_size for path in found.files.values()) for found in (target, model)]
+        nodes = _precisions(target.graph, graph, provenance)
+        made = replace(model, graph=graph, source=target, provenance=provenance)
+        return Quantised(made, nodes, sizes[0] - sizes[1])
+
+    found = read(store.folder("quantized", key, build))
+    ignored = [found.nodes[node] for node in sorted(keep) if found.nodes[node].dtype == "int8"]
+    if ignored:
+        raise BuildFailed(
+            f"{workshop.name}: its quantiser did not leave {target.graph.nodes[ignored[0].node].label} in float",
             remedy="report this to the plugin's author",
-        )  # fmt: skip
-    sizes = [sum(path.stat().st_size for path in found.files.values()) for found in (target, model)]
-    nodes = _precisions(target.graph, graph, provenance)
-    return Quantised(replace(model, graph=graph, source=target, provenance=provenance), nodes, sizes[0] - sizes[1])
+        )
+    return found
+
+
+def _checked(trace: object, adapter: str) -> list[list[int]]:
+    """A quantiser's provenance as plain data; raises `BuildFailed` where it is something else."""
+    try:
+        return [[operator.index(node) for node in nodes] for nodes in trace]  # type: ignore[attr-defined]
+    except TypeError:
+        raise BuildFailed(
+            f"{adapter}: its quantiser traced nodes as {type(trace).__name__}, not as tuples of node indices",
+            remedy="report this to the plugin's author",
+        ) from None
+
+
+def _check_written(adapter: str, target: Graph, graph: Graph, provenance: Sequence[Sequence[int]]) -> None:
+    """Raises `BuildFailed` where a quantised model is traced wrongly, or has another border than its origin."""
+    ahead, behind = ([(v.name, v.dtype, v.shape) for v in (*g.input_values, *g.output_values)] for g in (target, graph))
+    strange = sorted({n for nodes in provenance for n in nodes} - set(range(len(target.nodes))))
+    problem = ""
+    if len(provenance) != len(graph.nodes):
+        problem = f"traced {len(provenance)} nodes of {len(graph.nodes)}"
+    elif strange:
+        problem = f"traced nodes to {strange[:5]}, which the model does not have"
+    elif graph.nodes and not any(provenance):
+        problem = "traced no node at all"
+    elif [name for name, _, _ in ahead] != [name for name, _, _ in behind] or any(
+        (d, len(s or ())) != (e, len(t or ())) for (_, d, s), (_, e, t) in zip(ahead, behind, strict=True)
+    ):
+        problem = f"changed the border from {ahead} to {behind}"
+    if problem:
+        raise BuildFailed(f"{adapter}: its quantiser {problem}", remedy="report this to the plugin's author")
 
 
 def _precisions(target: Graph, graph: Graph, provenance: Sequence[Sequence[int]]) -> tuple[NodePrecision, ...]:
-    """The dtype of each node of `target`: int8 where all that it reads of floats has just been dequantised.
+    """The dtype of each node of `target`: int8 where all that it computes with has just been dequantised.
 
-    Constants aside, since biases stay in float. Where only some of its values are rounded, a node is both.
+    Vectors and scalars aside, since biases stay in float. A node with its weights in float computes in it, whatever it
+    reads; one that reads only some of its values rounded does both.
     """
     fresh = {v for node in graph.nodes if node.op == "DequantizeLinear" for v in node.outputs}
     rounded: dict[int, list[bool]] = {}
+    weighty: set[int] = set()
     for node, came in zip(graph.nodes, provenance, strict=True):
         read = [v for v in node.inputs if v is not None and graph.values[v].dtype == WIDE]
-        data = [v in fresh for v in read if v not in graph.initializers]
+        held = [v for v in read if v in graph.initializers]
         for index in came:
-            rounded.setdefault(index, []).extend(data)
+            rounded.setdefault(index, []).extend(v in fresh for v in read if v not in graph.initializers)
+            if any(len(graph.values[v].shape or ()) >= 2 for v in held):
+                weighty.add(index)
     found = []
     for node in target.nodes:
         floats = any(v is not None and target.values[v].dtype == WIDE for v in (*node.inputs, *node.outputs))
+        reads = rounded.get(node.index, [])
         if not floats:
             found.append(NodePrecision(node.index, node.type, ""))
-        elif all(rounded.get(node.index, [False])) and rounded[node.index]:
+        elif not any(reads) or node.index in weighty:
+            found.append(NodePrecision(node.index, node.type, WIDE, "left in float by the quantiser"))
+        elif all(reads):
             found.append(NodePrecision(node.index, node.type, "int8", "quantised"))
-        elif any(rounded.get(node.index, ())):
+        else:
             reason = "quantised in part: the rest of it stays in float"
             found.append(NodePrecision(node.index, node.type, f"int8 and {WIDE}", reason))
-        else:
-            found.append(NodePrecision(node.index, node.type, WIDE, "left in float by the quantiser"))
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from paddock.config import HardwareConfig
 from paddock.errors import ConfigError, UsageError
+from paddock.graph import Graph
 from paddock.model import Model
 from paddock.plan import Precision
 from paddock.references import Reference, read_golden
@@ -97,22 +98,44 @@ def calibration_samples(model: Model, config: HardwareConfig, quantised: bool) -
     if config.precision is Precision.FP32 or quantised:
         why = "on a model that is quantised already" if quantised else f"with precision {config.precision}"
         raise ConfigError(f"has no effect {why}", where=where, remedy="leave it out")
+    place = f"{where}.samples: {config.calibration.samples}"
     found = load_samples(config.calibration.samples, model.graph, f"{where}.samples")
-    if config.precision is Precision.INT8 and (count := sum(map(_examples, found))) < WANTED:
+    for number, sample in enumerate(found):
+        strange = [n for n, a in sample.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
+        if strange:
+            raise ConfigError(
+                f"sample {number} has NaN or infinity in {', '.join(strange)}: no range can be measured on it",
+                where=place, remedy="take it out, or mend what writes the samples",
+            )  # fmt: skip
+    if (
+        config.precision is Precision.INT8
+        and (count := sum(_examples(sample, model.graph) for sample in found)) < WANTED
+    ):
         raise ConfigError(
-            f"holds {count} example{'s' if count != 1 else ''}, and at least {WANTED} are wanted",
-            where=f"{where}.samples: {config.calibration.samples}",
+            f"holds {count} example{'s' if count != 1 else ''}, and at least {WANTED} are wanted", where=place,
             remedy="add .npz files, or more rows on axis 0; 100 to 300 that look like what will be served are better",
         )  # fmt: skip
-    if config.accuracy.samples is not None:
-        judged = {digest_samples([sample]) for sample in load_samples(config.accuracy.samples, model.graph)}
-        both = [n for n, sample in enumerate(found) if digest_samples([sample]) in judged]
-        if both:
-            raise ConfigError(
-                f"shares {len(both)} of its {len(found)} samples with accuracy.samples: what calibrates must not judge",
-                where=f"{where}.samples", remedy="split them: one part for each",
-            )  # fmt: skip
     return tuple(found)
+
+
+def check_apart(calibration: Sequence[Sample], judged: Sequence[Sample], graph: Graph) -> None:
+    """Raises `ConfigError` where an example that calibrates also judges, alone or as a row of a batch."""
+    known = {digest for sample in judged for digest in _digests(sample, graph)}
+    both = sum(bool(known.intersection(_digests(sample, graph))) for sample in calibration)
+    if both:
+        raise ConfigError(
+            f"shares examples with those that judge in {both} of its {len(calibration)} samples: what calibrates must "
+            "not judge",
+            where="$.calibration.samples", remedy="split them: one part for each",
+        )  # fmt: skip
+
+
+def _digests(sample: Sample, graph: Graph) -> Iterator[str]:
+    """Of the sample and, where its inputs are rows of a batch, of each row."""
+    yield digest_samples([sample])
+    rows = _examples(sample, graph)
+    for row in range(rows if rows > 1 else 0):
+        yield digest_samples([{name: np.ascontiguousarray(array[row : row + 1]) for name, array in sample.items()}])
 
 
 def _rounded(sample: Sample) -> Sample:
@@ -120,10 +143,15 @@ def _rounded(sample: Sample) -> Sample:
         return {n: a.astype(np.float16).astype(a.dtype) if a.dtype == np.float32 else a for n, a in sample.items()}
 
 
-def _examples(sample: Sample) -> int:
-    """How many examples one file holds: the extent that its inputs share on axis 0, else one."""
+def _examples(sample: Sample, graph: Graph) -> int:
+    """How many examples one file holds: the extent that its inputs share on an axis 0 that the model leaves open."""
+    fixed = set(graph.fixed.values())
+    for value in graph.input_values:
+        first = value.shape[0] if value.shape else None
+        if not (isinstance(first, str) or first in fixed):
+            return 1
     extents = {array.shape[0] for array in sample.values() if array.ndim}
-    return extents.pop() if len(extents) == 1 and all(array.ndim > 1 for array in sample.values()) else 1
+    return max(1, extents.pop()) if len(extents) == 1 and all(array.ndim > 1 for array in sample.values()) else 1
 
 
 def _shuffled(samples: Sequence[Sample]) -> Sample | None:

@@ -103,15 +103,15 @@ def out_of_range(graph: Graph, ports: Mapping[int, Ports], request: CastRequest)
         touched = [v for at, v in enumerate(node.inputs) if at in own.inputs]
         touched += [v for at, v in enumerate(node.outputs) if at in own.outputs]
         known = [(v, request.reach[v]) for v in touched if v is not None and v in request.reach]
-        reasons = [_beyond(f"{graph.values[value].name!r}", reach, request.narrow) for value, reach in known]
+        reasons = [beyond(f"{graph.values[value].name!r}", reach, request.narrow) for value, reach in known]
         if node.type in _SQUARING and known and known[0][0] == node.inputs[0]:
             value, reach = known[0]
-            reasons.append(_beyond(f"the square of {graph.values[value].name!r}", reach * reach, request.narrow))
+            reasons.append(beyond(f"the square of {graph.values[value].name!r}", reach * reach, request.narrow))
         found.update((node.index, reason) for reason in reversed(reasons) if reason)  # the first one stays
     return found
 
 
-def _beyond(name: str, reach: float, narrow: str) -> str:
+def beyond(name: str, reach: float, narrow: str) -> str:
     """Why the type does not hold a value of this magnitude; "" where it does."""
     limits = LIMITS[narrow]
     if not math.isfinite(reach):  # an infinity of its own is one in any type
@@ -170,7 +170,11 @@ def _storage(graph: Graph, ports: Mapping[int, Ports], request: CastRequest) -> 
         held = reach == 0 or limits.vanish < reach < limits.overflow
         if graph.values[value].dtype == WIDE and held and value not in captured and value not in graph.outputs:
             stored.add(value)
-    reasons = {node.index: "its weights are stored narrow; it computes as before" for node in graph.nodes}
+    reasons = {
+        node.index: "its weights are stored narrow; it computes as before"
+        for node in graph.nodes
+        if stored.intersection(value for value in node.inputs if value is not None)
+    }
     return Casts(frozenset(), reasons, frozenset(), frozenset(stored & read), frozenset(stored))
 
 

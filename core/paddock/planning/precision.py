@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from paddock.config import HardwareConfig
+from paddock.errors import ConfigError
 from paddock.model import Model
 from paddock.plan import Means, NodePrecision, Precision, PrecisionPlan, SearchStep
 from paddock.planning.operators import matching
@@ -37,6 +38,10 @@ def asked_to_keep(model: Model, config: HardwareConfig) -> Keep:
     patterns = config.operators.keep_fp32
     if patterns is None:
         return Keep()
+    if config.precision is Precision.INT8 and is_quantised(model):
+        raise ConfigError(
+            "has no effect: the model is quantised already, and run as it is", where=_KEY, remedy="leave it out"
+        )
     return Keep(dict.fromkeys(sorted(matching(model, patterns, _KEY)), "kept by the config"), exact=True)
 
 
