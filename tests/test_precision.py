@@ -233,6 +233,29 @@ def test_bfloat16_is_rounded_and_not_only_stored(tmp_path: Path, registry: Regis
     np.testing.assert_allclose(found, np.maximum(x @ SQUARE, 0), atol=0.03)
 
 
+def test_an_output_past_the_type_is_no_border(tmp_path: Path, registry: Registry, children: Children) -> None:
+    nodes = [make("MatMul", ["x", "w"], ["h"]), make("Mul", ["h", "k"], ["y"])]
+    path = save(tmp_path, nodes, ["N", 64], {"w": SQUARE, "k": np.array(3e5, F)})
+    with deploy(path, FP16, registry=registry, children=children) as deployment:
+        assert kept(deployment) == ["#1 Mul"]
+        wide = deployment.plan.key
+    with pytest.raises(NotAvailable, match="'y' reaches") as caught:
+        deploy(path, {**FP16, "io_dtype": "fp16"}, registry=registry, children=children)
+    assert "$.io_dtype" in str(caught.value.where)
+    small = {**FP16, "io_dtype": "fp16", "accuracy": {"max_error": 0.1}}
+    assert prepare(norm(tmp_path), small, registry=registry, children=children).plan.key != wide
+
+
+def test_a_fallback_in_fp32_shows_node_by_node(tmp_path: Path, registry: Registry, children: Children) -> None:
+    more = {"operators": {"exclude": ["#0 MatMul"]}, "fallback": ["cpu/onnxruntime"]}
+    with deploy(norm(tmp_path), {**FP16, **more}, registry=registry, children=children) as deployment:
+        plan = deployment.plan.precision
+        assert [node.dtype for node in plan.nodes] == ["float32", "float32", "float32", "float16"]
+        assert plan.nodes[0].reason == "cpu/onnxruntime computes it in fp32"
+        assert plan.nodes[1].reason.endswith("fewer casts"), "between the border and what is kept"
+        assert "1 of 4 nodes" in plan.reason
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "paddle", "mkldnn"])
 def test_no_adapter_claims_what_it_does_not_compute_in(backend: str, registry: Registry) -> None:
     """What a device computes fp16 in on this host is said, or refused with where fp16 could still be of use."""

@@ -50,6 +50,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / kind).mkdir()
         for number in range(count):
             np.savez(folder / kind / f"{number}.npz", x=rng.standard_normal((4, WIDTH)).astype(F))
+    (folder / "strange").mkdir()
+    np.savez(folder / "strange" / "0.npz", x=np.full((64, WIDTH), np.inf, F))
     (folder / "wrong").mkdir()
     np.savez(folder / "wrong" / "0.npz", x=np.zeros((64, 3), F))
     return folder
@@ -133,8 +135,9 @@ def test_the_same_interface_refuses_where_there_is_no_quantiser(place: Path, reg
     [
         (None, "at least 16 examples", "$.calibration"),
         ("few", "holds 4 examples, and at least 16 are wanted", "$.calibration.samples"),
-        ("judge", "shares 4 of its 4 samples", "$.calibration.samples"),
+        ("judge", "in 4 of its 4 samples", "$.calibration.samples"),
         ("wrong", "extent 3", "$.calibration.samples"),
+        ("strange", "NaN or infinity in x", "$.calibration.samples"),
         ("nowhere", "", "$.calibration.samples"),
     ],
 )
@@ -149,6 +152,40 @@ def test_samples_that_will_not_do(
         deploy(place / "m.onnx", fields, registry=registry, children=children)
     assert where in str(caught.value.where)
     assert problem in str(caught.value)
+
+
+def test_no_row_both_calibrates_and_judges(place: Path, registry: Registry, children: Children) -> None:
+    fields = config(place, "onnxruntime")
+    fields.pop("accuracy")
+    with np.load(place / "calibrate" / "3.npz") as held:
+        row = {"x": held["x"][2:3]}
+    with pytest.raises(ConfigError, match="in 1 of its 8 samples"):
+        deploy(place / "m.onnx", fields, registry=registry, children=children, samples=[row])
+
+
+def test_other_calibration_is_another_plan(place: Path, tmp_path: Path, registry: Registry, children: Children) -> None:
+    """A verdict kept for one calibration is none for another."""
+    fields = config(place, "onnxruntime", 0.2, operators={"keep_fp32": ["second"]})
+    fields["accuracy"]["verify"] = "cached"
+    with deploy(place / "m.onnx", fields, registry=registry, children=children) as first:
+        key = first.plan.key
+    for number in range(8):
+        with np.load(place / "calibrate" / f"{number}.npz") as held:
+            np.savez(tmp_path / f"{number}.npz", x=held["x"] / 100)
+    with pytest.raises(AccuracyRefused):
+        deploy(
+            place / "m.onnx", {**fields, "calibration": {"samples": str(tmp_path)}}, registry=registry,
+            children=children,
+        )  # fmt: skip
+    with deploy(place / "m.onnx", fields, registry=registry, children=children) as again:
+        assert again.plan.key == key
+        assert again.report.kept
+
+
+def test_int8_of_a_part_is_refused(place: Path, registry: Registry, children: Children) -> None:
+    more = {"operators": {"exclude": ["first"]}, "fallback": ["cpu/reference"]}
+    with pytest.raises(NotAvailable, match="needs the whole model"):
+        deploy(place / "m.onnx", config(place, "onnxruntime", 1.0, **more), registry=registry, children=children)
 
 
 def test_a_budget_that_nothing_meets(place: Path, registry: Registry, children: Children) -> None:

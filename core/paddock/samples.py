@@ -234,9 +234,11 @@ def _numpy_dtype(value: Value) -> np.dtype[Any] | None:
     if value.dtype == "string":
         return np.dtype(object)
     try:
-        return np.dtype(value.dtype)
+        found = np.dtype(value.dtype)
     except TypeError:
         return None  # A dtype that NumPy does not have (bfloat16): the adapter checks it.
+    # Where ml_dtypes was imported, NumPy knows these names too, as types that are not its own.
+    return found if found.isbuiltin == 1 else None
 
 
 Bound = tuple[int, int, Any]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,7 @@ from paddock.spi import (
     Context,
     Event,
     Observed,
+    Quantizer,
     SegmentPlan,
     Selection,
     Session,
@@ -268,6 +269,55 @@ class Broken(Odd):
         calls.abort()
 
 
+class EightOptions(OddOptions):
+    """How its quantiser misbehaves."""
+
+    manner: str = ""
+
+
+class Eight(Odd):
+    """Brings a quantiser that does not do what it should."""
+
+    backend: ClassVar[str] = "eight"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.INT8})
+    Options: ClassVar[type[BaseModel]] = EightOptions
+
+    def means(self, precision: Precision) -> Means:
+        """By its quantiser."""
+        return Means.QUANTIZE
+
+    def quantizer(self, model: Model, samples: Sequence[Arrays], work: Path) -> Quantizer:
+        """The one that misbehaves."""
+        assert isinstance(self.config.options, EightOptions)
+        return BadQuantizer(model, self.config.options.manner)
+
+
+class BadQuantizer(Quantizer):
+    """Writes the model as it is, or worse."""
+
+    def __init__(self, model: Model, manner: str) -> None:
+        self.path, self.manner = model.files["model"], manner
+
+    def write(self, target: Path, keep: Collection[int] = ()) -> Any:
+        """What the manner says."""
+        if self.manner == "raises":
+            raise RuntimeError("the vendor's library has no licence")
+        if self.manner == "writes nothing":
+            return ()
+        proto = onnx.load(self.path)
+        if self.manner == "another border":
+            proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        onnx.save(proto, target)
+        if self.manner == "writes rubbish":
+            target.write_bytes(b"rubbish")
+        traced: dict[str, Any] = {
+            "traces rubbish": (("a",), ("b",)), "traces too few": ((0,),), "traces too far": ((0,), (9,)),
+            "traces nothing": ((), ()),
+        }  # fmt: skip
+        return traced.get(self.manner, ((np.int64(0),), (1,)))
+
+
 class NarrowOnly(Odd):
     """Computes in fp16 and in nothing else, like many an accelerator; Paddock casts for it."""
 
@@ -285,7 +335,7 @@ class NarrowOnly(Odd):
 @hookimpl
 def paddock_adapters() -> Sequence[type[Adapter]]:
     """The odd ones."""
-    return [Odd, WrongAtNeg, Broken, NarrowOnly]
+    return [Odd, WrongAtNeg, Broken, NarrowOnly, Eight]
 
 
 @hookimpl

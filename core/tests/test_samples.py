@@ -397,3 +397,13 @@ def test_the_digest_sees_names_dtypes_shapes_and_values() -> None:
     digests = {digest_samples([sample]) for sample in samples}
     assert len(digests) == len(samples)
     assert digest_samples([samples[-1]]) == digest_samples([{name: samples[-1][name] for name in ("y", "x")}])
+
+
+def test_types_that_another_package_taught_numpy_are_bits_all_the_same() -> None:
+    """ml_dtypes, once imported by anybody, makes np.dtype("bfloat16") a type; what is fed are still its bits."""
+    import ml_dtypes
+
+    assert np.dtype("bfloat16") == ml_dtypes.bfloat16
+    graph = Graph((), (Value("b", "bfloat16", (2,)),), (0,), (0,))
+    bits = np.array([1, 2], np.uint16)
+    assert Border(graph).check({"b": bits})["b"] is bits
