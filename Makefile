@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PROJECTS := core plugins/reference plugins/paddle plugins/onnxruntime plugins/openvino
 NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
-DOWNLOAD := 380 MB
+DOWNLOAD := 440 MB
 DISK     := 1.6 GB
 
 .PHONY: demo test lint bench precision nodes light schema clean
