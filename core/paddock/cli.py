@@ -125,11 +125,15 @@ def plan(
     """Shows what would run where, in which precision and memory, without building it."""
     from paddock import show
     from paddock.child import Children
+    from paddock.precision_search import as_deployed
     from paddock.prepare import prepare
 
     with _terminal.progress() as tell, Children() as children:
         prepared = prepare(model, config, children=children, progress=tell)
-        prepared.discard()
+        try:
+            prepared = as_deployed(prepared)
+        finally:
+            prepared.discard()
     if json:
         _terminal.document({"plan": prepared.plan.to_json(), "key": prepared.plan.key})
     else:

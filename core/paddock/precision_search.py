@@ -60,6 +60,14 @@ def found_before(prepared: Prepared, samples: Samples) -> Prepared | None:
     return prepared.keeping(_keep(kept["nodes"], steps))
 
 
+def as_deployed(prepared: Prepared) -> Prepared:
+    """The plan with what a search found before, where there was one: for those who only look at it."""
+    if prepared.plan.precision.means is Means.NONE or prepared.config.accuracy.verify == "off":
+        return prepared
+    with prepared.config.named():
+        return found_before(prepared, prepared.samples()) or prepared
+
+
 def search(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepared:
     """The plan with as few nodes in fp32 as the budget needs; raises `error` again, with the reason, where none helps.
 

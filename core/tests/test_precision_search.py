@@ -15,6 +15,8 @@ from paddock.deployment import deploy
 from paddock.errors import AccuracyRefused, NotAvailable, UsageError
 from paddock.lowered import write_lowered
 from paddock.plan import Means
+from paddock.precision_search import as_deployed
+from paddock.prepare import prepare
 from paddock.registry import Registry
 from paddock.verify import Outcome
 
@@ -62,6 +64,9 @@ def test_what_a_backend_lowers_wrongly_runs_apart_in_fp32(line: Path, registry: 
     with deploy(line, wrong, registry=registry, children=children) as again:
         assert again.plan.key == plan.key
         assert len(again.plan.precision.searched) == searched, "kept, not searched again"
+    looked = as_deployed(prepare(line, wrong, registry=registry, children=children))
+    looked.discard()
+    assert looked.plan.key == plan.key, "and whoever only plans sees it"
     exact = config(options={"wrong_narrow": ["b", "d"]}, operators={"keep_fp32": ["b", "#3 Tanh"]})
     with deploy(line, exact, registry=registry, children=children) as stated:
         assert stated.plan.placement.segments == plan.placement.segments
