@@ -29,7 +29,7 @@ from paddock.planning.precision import NARROW, Keep, is_quantised, portable
 from paddock.quantizing import quantised
 from paddock.reading import carried_bounds, check_unchanged, owner_of, read_files
 from paddock.references import reference_outputs
-from paddock.registry import Registry
+from paddock.registry import Registry, Resolved
 from paddock.samples import Sample, digest_samples
 from paddock.spi import CastModel, Format
 from paddock.workshop import Workshop
@@ -60,10 +60,14 @@ class Lowering:
         origin: The model as the user gave it.
         precision: What the config asks for; a fallback may compute in fp32.
         storage: The dtype in which weights are stored where nothing else is narrow, or "".
+        narrow_border: Whether inputs and outputs are of the narrow type too.
         keep: What stays in fp32 of it.
         judged: Whether the result is checked against the budget; if not, what is prone to overflow stays in fp32.
+        registry: Whose formats cast.
+        children: Where they do.
         measured: Samples to measure the ranges of values on; none where there are none.
         calibration: Samples to quantise by.
+        store: Where what is written is kept.
     """
 
     origin: Model
@@ -96,16 +100,7 @@ class Lowering:
             return Lowered(target, PrecisionPlan(precision), self._traced(target, nodes))
         if precision is Precision.INT8 and is_quantised(self.origin):
             return Lowered(target, PrecisionPlan(precision))
-        means = Means.CAST
-        if precision is not Precision.FP32:
-            adapter = workshop.adapter()
-            means = building(f"{workshop.name}: means", lambda: adapter.means(precision))
-            able = (Means.BACKEND, Means.QUANTIZE if precision is Precision.INT8 else Means.CAST)
-            if not isinstance(means, Means) or means not in able:
-                raise BuildFailed(
-                    f"{workshop.name}: means() gave {means!r} for {precision}, not one of {', '.join(able)}",
-                    remedy="report this to the plugin's author",
-                )  # fmt: skip
+        means = Means.CAST if precision is Precision.FP32 else checked_means(workshop.resolved, precision)
         keep = {**self._by_target(target, {**self._found(), **self.keep.nodes}), **pinned}
         if means is Means.BACKEND:
             nodes = _floats(target, NARROW[precision], {}, "the backend's setting, as far as it has kernels")
@@ -237,6 +232,19 @@ class Lowering:
         except PaddockError as error:
             self.notes[f"the ranges of values were not measured: {error.problem}"] = None
             return {}
+
+
+def checked_means(resolved: Resolved, precision: Precision) -> Means:
+    """The adapter's `means`; raises `BuildFailed` where that is none which can lead to `precision`."""
+    adapter = resolved.registered.adapter(resolved.config, resolved.device)
+    found: object = building(f"{resolved.name}: means", lambda: adapter.means(precision))
+    able = (Means.BACKEND, Means.QUANTIZE if precision is Precision.INT8 else Means.CAST)
+    if not isinstance(found, Means) or found not in able:
+        raise BuildFailed(
+            f"{resolved.name}: means() gave {found!r} for {precision}, not one of {', '.join(able)}",
+            remedy="report this to the plugin's author",
+        )
+    return found
 
 
 def checked_classes(adapter: str, found: object) -> OperatorClasses:

@@ -23,7 +23,7 @@ from paddock.draft import draft
 from paddock.errors import BuildFailed, NotAvailable, PaddockError
 from paddock.graph import Graph
 from paddock.host import Outputs, building
-from paddock.lowering import Lowering
+from paddock.lowering import Lowering, checked_means
 from paddock.model import Model
 from paddock.placing import Denials, Link, Placed, place_model
 from paddock.plan import Means, Plan, Precision, PrecisionPlan, Verdict
@@ -114,11 +114,12 @@ class _Job:
         links = [Link(self.resolved.name, partial(self._workshop, self.resolved))]
         links += [Link(name, partial(self._fallback, name)) for name in self.chain[1:]]
         everywhere = excluded(self.origin, self.config, links, denied, self.registry)
-        if keep.nodes and self._means() is Means.BACKEND:
+        asked = self.config.precision
+        if keep.nodes and asked is not Precision.FP32 and checked_means(self.resolved, asked) is Means.BACKEND:
             links, everywhere = self._in_two_precisions(links, everywhere, keep)
         lower = self._lowering(keep, trial)
         placed = place_model(self.origin, links, everywhere, self.registry, self.children, lower, trial)
-        precision = together(self.origin, self.config.precision, [(p.dtypes, p.precision) for p in placed.parts], keep)
+        precision = together(self.origin, asked, [(p.dtypes, p.precision) for p in placed.parts], keep)
         calibration = digest_samples(self.calibration) if self.calibration else ""
         border = "" if self.config.io_dtype is None else NARROW[Precision(self.config.io_dtype)]
         precision = replace(precision, border=border, calibration=calibration)
@@ -130,14 +131,6 @@ class _Job:
         if trial is None:
             self._announce(plan)
         return Prepared(self, plan, placed.parts, denied, keep, tuple(notes), trial)
-
-    def _means(self) -> Means:
-        precision = self.config.precision
-        if precision is Precision.FP32:
-            return Means.NONE
-        adapter = self.resolved.registered.adapter(self.resolved.config, self.resolved.device)
-        means: Means = building(f"{self.resolved.name}: means", lambda: adapter.means(precision))
-        return means
 
     def _in_two_precisions(self, links: list[Link], denied: Denials, keep: Keep) -> tuple[list[Link], Denials]:
         """The chain with the adapter a second time, in fp32, for the nodes that a whole session cannot keep apart."""
