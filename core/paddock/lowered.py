@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,8 @@ class Written:
             "bytes": {"before": self.before, "after": self.after, "ratio": self.after / max(1, self.before)},
             "keep_fp32": list(self.keep_fp32),
             "casts": [list(cast) for cast in plan.casts],
-            "nodes": [{"node": n.node, "op": n.op, "dtype": n.dtype, "reason": n.reason} for n in plan.nodes],
-            "searched": [
-                {"kept": s.kept, "share": s.share, "error": s.error, "agreement": s.agreement, "met": s.met}
-                for s in plan.searched
-            ],
+            "nodes": [asdict(node) for node in plan.nodes],
+            "searched": [asdict(step) for step in plan.searched],
             "verification": self.report.to_json(),
             "versions": dict(self.plan.versions),
         }

@@ -161,6 +161,8 @@ class SearchStep:
     error: float | None
     agreement: float | None
     met: bool
+    problem: str = ""
+    """Why it could not be built or run, where it could not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -80,7 +81,8 @@ def search(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepare
     attempt = _Search(prepared, reference, samples.source)
     nodes = attempt.run()
     if nodes is None:
-        error.candidates = (*error.candidates, "no node could be left in it: even a few are too many for the budget")
+        asked = prepared.config.precision
+        error.candidates = (*error.candidates, f"no node could be left in {asked}: even a few are out of the budget")
         error.remedy = "set precision to fp32, or widen the budget (accuracy)"
         raise error
     listed = portable(prepared.origin, nodes)
@@ -90,8 +92,8 @@ def search(prepared: Prepared, samples: Samples, error: PaddockError) -> Prepare
         raise error
     steps = tuple(attempt.steps)
     prepared.registry.observe(Event("precision", prepared.name, {"keep_fp32": listed, "runs": len(steps)}))
-    data = [{"kept": s.kept, "share": s.share, "error": s.error, "agreement": s.agreement, "met": s.met} for s in steps]
-    prepared.registry.store.put("kept-in-fp32", _key(prepared, samples), {"nodes": sorted(nodes), "steps": data})
+    kept = {"nodes": sorted(nodes), "steps": [asdict(step) for step in steps]}
+    prepared.registry.store.put("kept-in-fp32", _key(prepared, samples), kept)
     return prepared.keeping(_keep(nodes, steps))
 
 
@@ -154,7 +156,7 @@ class _Search:
         share = sum(self.work[node] for node in kept) / self.total
         self.prepared.tell(f"try {len(self.steps) + 1}: {len(kept)} of {len(self.movable)} nodes in fp32")
         error: float | None = None
-        agreement, met = None, False
+        agreement, met, problem = None, False, ""
         try:
             with trial_store(self.prepared) as store:
                 nodes = {**self.prepared.keep.nodes, **dict.fromkeys(kept, _REASON)}
@@ -163,9 +165,9 @@ class _Search:
                 agreements = [o.agreement for o in report.outputs if o.agreement is not None]
                 error = report.error if report.error is not None and math.isfinite(report.error) else None
                 agreement, met = min(agreements, default=None), report.outcome is not Outcome.FAILED
-        except (NotAvailable, BuildFailed, RunFailed):
-            pass  # a set that cannot be built does not pass
-        self.steps.append(SearchStep(len(kept), share, error, agreement, met))
+        except (NotAvailable, BuildFailed, RunFailed) as failed:
+            problem = failed.problem
+        self.steps.append(SearchStep(len(kept), share, error, agreement, met, problem))
         return met
 
 

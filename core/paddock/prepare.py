@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,8 @@ class _Job:
         lower = self._lowering(keep, trial)
         placed = place_model(self.origin, links, everywhere, self.registry, self.children, lower, trial)
         precision = together(self.origin, asked, [(p.dtypes, p.precision) for p in placed.parts], keep)
-        calibration = digest_samples(self.calibration) if self.calibration else ""
         border = "" if self.config.io_dtype is None else NARROW[Precision(self.config.io_dtype)]
-        precision = replace(precision, border=border, calibration=calibration)
+        precision = replace(precision, border=border, calibration=self._calibrated_on)
         self._check_effect(precision, placed)
         candidates = _references(self.registry, self.origin, self.config.accuracy.verify)
         reference = tuple(entry.adapter.name() for entry in candidates)
@@ -189,9 +188,18 @@ class _Job:
 
     def samples(self) -> Samples:
         """What the deployment is to be checked on; raises `ConfigError` where it does not fit the model."""
+        return self._judging
+
+    @cached_property
+    def _judging(self) -> Samples:
+        """Read or drawn once: planning measures on it, and verification judges by it."""
         format = self.registry.formats[self.origin.format]
         found = judging_samples(self.origin, self.config, self.given, format)
         return found if self.config.io_dtype is None else found.rounded()
+
+    @cached_property
+    def _calibrated_on(self) -> str:
+        return digest_samples(self.calibration) if self.calibration else ""
 
     def _announce(self, plan: Plan) -> None:
         self.registry.observe(Event("plan", self.name, {"adapter": plan.adapter, "key": plan.key}))

@@ -57,6 +57,9 @@ def quantised(
         resolved.config.options.model_dump(mode="json"), host_facts(),
     ]  # fmt: skip
 
+    format = registry.formats[target.format]
+    name = f"model{format.suffixes[0]}"
+
     def build(folder: Path) -> None:
         fed = workshop.context.work / f"calibration-{digest_samples(samples)[:16]}"
         if not fed.exists():
@@ -65,12 +68,10 @@ def quantised(
                 write_npz(fed / f"{number:06}.npz", sample, "the work folder")
         child = children.get(f"quantising for {resolved.name}")
         # The quantiser keeps files in the work folder, which goes with the deployment.
-        path, token = folder / "model.onnx", [target.fingerprint, str(fed)]
+        path, token = folder / name, [target.fingerprint, str(fed)]
         trace = child.call(_write_here, resolved, target, fed, token, path, keep, seconds=SECONDS)
         check_unchanged(target)
-        names = sorted(found.relative_to(folder).as_posix() for found in folder.rglob("*") if found.is_file())
-        written = {"provenance": _checked(trace, workshop.name), "files": names}
-        (folder / _TRACE).write_text(json.dumps(written))
+        (folder / _TRACE).write_text(json.dumps(_checked(trace, workshop.name)))
         try:
             read(folder)  # before it is kept: what is wrong once would be wrong for good
         except ModelError as error:
@@ -80,12 +81,11 @@ def quantised(
             ) from error
 
     def read(folder: Path) -> Quantised:
-        kept = json.loads((folder / _TRACE).read_text())
-        if "model.onnx" not in kept["files"]:
-            raise BuildFailed(f"{workshop.name}: its quantiser wrote no model", remedy="report this to its author")
-        provenance = tuple(tuple(nodes) for nodes in kept["provenance"])
-        files = {"model" if name == "model.onnx" else f"data/{name}": folder / name for name in kept["files"]}
-        model = read_files(registry.formats[target.format], files, registry, children)
+        provenance = tuple(tuple(nodes) for nodes in json.loads((folder / _TRACE).read_text()))
+        files = format.locate(folder / name)
+        if files is None:
+            raise ModelError(f"there is no {name}")
+        model = read_files(format, files, registry, children)
         graph = model.graph.with_bounds(carried_bounds(target.graph.input_values, target.graph, model.graph))
         _check_written(workshop.name, target.graph, graph, provenance)
         sizes = [sum(path.stat().st_size for path in found.files.values()) for found in (target, model)]
@@ -103,10 +103,10 @@ def quantised(
     return found
 
 
-def _checked(trace: object, adapter: str) -> list[list[int]]:
+def _checked(trace: Any, adapter: str) -> list[list[int]]:
     """A quantiser's provenance as plain data; raises `BuildFailed` where it is something else."""
     try:
-        return [[operator.index(node) for node in nodes] for nodes in trace]  # type: ignore[attr-defined]
+        return [[operator.index(node) for node in nodes] for nodes in trace]
     except TypeError:
         raise BuildFailed(
             f"{adapter}: its quantiser traced nodes as {type(trace).__name__}, not as tuples of node indices",

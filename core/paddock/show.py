@@ -125,7 +125,7 @@ def _show_search(out: Console, steps: Sequence[SearchStep]) -> None:
                 f"{step.share:.1%}",
                 "-" if step.error is None else f"{step.error:.3g}",
                 "-" if step.agreement is None else f"{step.agreement:.4f}",
-                "yes" if step.met else "no",
+                "yes" if step.met else f"no: {step.problem}" if step.problem else "no",
             )
             for number, step in enumerate(steps, start=1)
         ]

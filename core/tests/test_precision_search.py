@@ -82,7 +82,7 @@ def test_what_a_backend_lowers_wrongly_runs_apart_in_fp32(line: Path, registry: 
 def test_where_no_node_can_be_narrow(line: Path, registry: Registry, children: Children) -> None:
     with pytest.raises(AccuracyRefused) as caught:
         deploy(line, config(options={"wrong_narrow": list("abcde")}), registry=registry, children=children)
-    assert "no node could be left in it" in " ".join(caught.value.candidates)
+    assert "no node could be left in fp16" in " ".join(caught.value.candidates)
 
 
 def test_without_fp32_it_goes_to_the_fallback_or_is_refused_by_name(

@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("manner", "problem"),
     [
         ("raises", "the vendor's library"),
-        ("writes nothing", "wrote no model"),
+        ("writes nothing", "no such file"),
         ("writes rubbish", "cannot be read"),
         ("traces rubbish", "not as tuples of node indices"),
         ("traces too few", "traced 1 nodes of 2"),

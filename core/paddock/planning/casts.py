@@ -161,13 +161,12 @@ def plan_casts(graph: Graph, ports: Mapping[int, Ports], request: CastRequest) -
 
 def _storage(graph: Graph, ports: Mapping[int, Ports], request: CastRequest) -> Casts:
     """Every weight narrow that the type holds, except where the border or a body wants it as it is."""
-    limits = LIMITS[request.narrow]
     captured = {value for node in graph.nodes for value in node.captures}
     read = _readers(graph, ports).keys()
     stored = set()
     for value in graph.initializers:
         reach = request.reach.get(value, math.inf)
-        held = reach == 0 or limits.vanish < reach < limits.overflow
+        held = math.isfinite(reach) and not beyond("", reach, request.narrow)
         if graph.values[value].dtype == WIDE and held and value not in captured and value not in graph.outputs:
             stored.add(value)
     reasons = {
