@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from paddock.child import Children
 from paddock.compile import build
+from paddock.flow import Flow
 from paddock.graph import Graph
 from paddock.host import InProcessHost, ServingHost
-from paddock.pipeline import Flow, Pipeline
+from paddock.pipeline import Pipeline
 from paddock.plan import Segment
 from paddock.planning.partition import reads
 from paddock.prepare import Prepared, prepare

@@ -33,8 +33,10 @@ _WARM_UP_SECONDS = 0.3
 class Measured:
     """One config's figures: latencies of single `run` calls in milliseconds, throughput in samples per second.
 
-    A sample is one element of axis 0 of the first input. `peak_bytes` is the child's resident high-water mark, runtime
-    included.
+    A sample is one element of axis 0 of the first input. `peak_bytes` is the child's resident high-water mark, with
+    runtimes, planning and verification. `least`, `most` and `kept` are what the plan predicts of the sessions alone,
+    the last by an earlier measurement; `taken` is what they took in a process of their own at the largest shapes, over
+    the loaded runtimes (None where that could not be measured: `untaken` says why).
     """
 
     adapter: str
@@ -50,6 +52,11 @@ class Measured:
     placed: str
     """Nodes on the adapter asked for, of nodes in the graph, as in "121/122"."""
     report: Report
+    least: int
+    most: int | None
+    kept: int | None
+    taken: int | None
+    untaken: str = ""
 
 
 @dataclass
@@ -127,9 +134,10 @@ def _figures(entry: Entry, facts: Mapping[str, Any], peak: int) -> Measured:
     median = float(np.median(entry._latencies)) * 1e3
     rate = float(np.median(entry._rates)) * facts["batch"]
     report: Report = facts["report"]
+    planned = facts["planned"]
     return Measured(
         facts["adapter"], facts["precision"], median, p50, p95, p99, rate, len(entry._latencies), facts["shapes"], peak,
-        facts["placed"], report,
+        facts["placed"], report, planned[0], planned[1], planned[2], facts["taken"], facts["untaken"],
     )  # fmt: skip
 
 
@@ -145,6 +153,12 @@ def _open_here(model: Path, source: Any, feeds: Sample | None) -> tuple[Mapping[
     begun = time.perf_counter()
     while time.perf_counter() - begun < _WARM_UP_SECONDS:
         deployment.run(sample)
+    planned = deployment.plan.memory
+    taken, untaken = None, ""
+    try:
+        taken = deployment.measure_memory().peak
+    except PaddockError as error:
+        untaken = error.problem
     arrays = list(sample.values())
     placement = deployment.plan.placement
     facts = {
@@ -154,6 +168,9 @@ def _open_here(model: Path, source: Any, feeds: Sample | None) -> tuple[Mapping[
         "report": deployment.report,
         "batch": arrays[0].shape[0] if arrays and arrays[0].ndim else 1,
         "shapes": ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items()),
+        "planned": (planned.least, planned.most, planned.measured),
+        "taken": taken,
+        "untaken": untaken,
     }
     return facts, sample
 

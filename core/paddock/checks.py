@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from paddock import footprint
 from paddock.errors import BuildFailed, StrictnessError
 from paddock.host import ServingHost, building
-from paddock.machine import host_facts, memory_available
+from paddock.machine import host_facts
 from paddock.plan import Setting
 from paddock.planning import memory
 from paddock.prepare import Prepared
 from paddock.references import Reference
-from paddock.samples import digest_samples
+from paddock.samples import Sample, digest_samples, typical
 from paddock.sampling import Samples
+from paddock.spi import Artifact
 from paddock.verify import Outcome, Report, compare, describe_budget
 
 
-def check_memory(prepared: Prepared) -> None:
-    device = next(
-        (p.workshop.resolved.device for p in prepared.parts if p.workshop.name == prepared.plan.adapter), None
-    )
-    available = device.memory if device is not None else None
-    if prepared.plan.memory.kind == "host":
-        available = min(available or memory_available(), memory_available())
-    memory.check_budget(prepared.plan.memory, available)
+def check_memory(prepared: Prepared) -> int | None:
+    """Raises `MemoryRefused` where the plan is over its budget; the budget where only a run can tell, else None."""
+    plan, available = prepared.plan.memory, prepared.budgeter.available
+    memory.check_budget(plan, available, prepared.budgeter.largest)
+    return memory.must_measure(plan, available)
+
+
+def with_known_memory(prepared: Prepared) -> Prepared:
+    """The plan with what its sessions took when they were last measured, where they were."""
+    found = footprint.kept(prepared)
+    return prepared if found is None else prepared.measured(found.peak)
+
+
+def measured(prepared: Prepared, artifacts: Sequence[Artifact], budget: int) -> Prepared:
+    """The plan with what its sessions take in a process of their own; raises `MemoryRefused` where that is over."""
+    prepared.tell("measuring the memory")
+    found = footprint.measure(prepared, artifacts, largest_sample(prepared), budget)
+    footprint.keep(prepared, found)
+    return prepared.measured(found.peak)
+
+
+def largest_sample(prepared: Prepared) -> Sample:
+    """A generated request at the largest shapes that the config admits."""
+    format = prepared.registry.formats[prepared.origin.format]
+    return typical(prepared.interface, format.gathers, format.transparent, at="max")
 
 
 def verified(prepared: Prepared, host: ServingHost, samples: Samples) -> Report:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -57,7 +57,7 @@ def adapters(
         _terminal.document(
             {
                 "adapters": [
-                    _adapter_json(registered, probe, devices) for registered, probe, devices in survey.values()
+                    show.adapter_json(registered, probe, devices) for registered, probe, devices in survey.values()
                 ],
                 "plugins": [asdict(plugin) for plugin in registry.plugins],
             }
@@ -93,7 +93,7 @@ def doctor(json: JsonFlag = False) -> None:
         if name not in registry.adapters
     }
     if json:
-        found = [_adapter_json(registered, probe, devices) for registered, probe, devices in survey.values()]
+        found = [show.adapter_json(registered, probe, devices) for registered, probe, devices in survey.values()]
         _terminal.document({"host": host, "adapters": found, "not installed": absent})
         return
     show.show_facts(_terminal.out, host)
@@ -120,20 +120,30 @@ def plan(
     model: ModelOption,
     config: ConfigOption,
     nodes: Annotated[bool, typer.Option("--nodes", help="Show what every single node computes in, and why.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the plan as one self-contained page.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Shows what would run where, in which precision and memory, without building it."""
     from paddock import show
+    from paddock.checks import with_known_memory
     from paddock.child import Children
+    from paddock.jsontext import write_text
+    from paddock.page import page
+    from paddock.page_data import traces
     from paddock.precision_search import as_deployed
     from paddock.prepare import prepare
 
+    if html is not None:
+        _check_file(html, "--html")
     with _terminal.progress() as tell, Children() as children:
         prepared = prepare(model, config, children=children, progress=tell)
         try:
-            prepared = as_deployed(prepared)
+            prepared = with_known_memory(as_deployed(prepared))
         finally:
             prepared.discard()
+    if html is not None:
+        traced = {part.segment.index: traces(part.target, prepared.origin) for part in prepared.parts}
+        write_text(html, page(prepared.origin.graph, prepared.plan, traced), "--html")
     if json:
         _terminal.document({"plan": prepared.plan.to_json(), "key": prepared.plan.key})
     else:
@@ -153,8 +163,7 @@ def run(
     from paddock.npz import read_npz, write_npz
 
     feeds = read_npz(input, "--input")
-    if not output.parent.is_dir() or output.is_dir():
-        raise UsageError("is no file in a folder that exists", where=f"--output: {output}")
+    _check_file(output, "--output")
     with _terminal.progress() as tell, deploy(model, config, progress=tell) as deployment:
         answers = deployment.run(feeds)
         report, adapter = deployment.report, deployment.plan.adapter
@@ -225,8 +234,8 @@ def bisect(
     from paddock.bisect import bisect as search
     from paddock.jsontext import write_json
 
-    if output is not None and (not output.parent.is_dir() or output.is_dir()):
-        raise UsageError("is no file in a folder that exists", where=f"--output: {output}")
+    if output is not None:
+        _check_file(output, "--output")
     with _terminal.progress() as tell:
         found = search(model, config, progress=tell)
     if output is not None:
@@ -317,6 +326,12 @@ def bench(
     raise typer.Exit(max((exit_code(entry.error) for entry in entries if entry.error is not None), default=0))
 
 
+def _check_file(path: Path, option: str) -> None:
+    """Raises `UsageError` where nothing can be written there: before any work is done for it."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise UsageError("is no file in a folder that exists", where=f"{option}: {path}")
+
+
 def _labels(texts: Sequence[str]) -> list[str]:
     """A short name for each config: the file's stem, or its whole path where two have the same stem."""
     stems = [f"config {n}" if t.lstrip().startswith("{") else Path(t).stem for n, t in enumerate(texts, start=1)]
@@ -326,20 +341,6 @@ def _labels(texts: Sequence[str]) -> list[str]:
 def _beside(text: str) -> str:
     """A config's path as the bench child needs it; JSON text as it is."""
     return text if text.lstrip().startswith("{") else str(Path(text).absolute())
-
-
-def _adapter_json(registered: Any, probe: Any, devices: Any) -> Mapping[str, Any]:
-    adapter = registered.adapter
-    return {
-        "adapter": adapter.name(),
-        "aliases": list(adapter.aliases),
-        "distribution": registered.distribution,
-        "version": registered.version,
-        "formats": list(adapter.formats),
-        "probe": asdict(probe),
-        "devices": asdict(devices),
-        "options": adapter.Options.model_json_schema(),
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

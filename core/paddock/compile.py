@@ -18,7 +18,7 @@ from paddock.machine import host_facts
 from paddock.model import Model
 from paddock.plan import Plan, Segment
 from paddock.registry import Resolved
-from paddock.spi import Artifact, Context, SegmentPlan
+from paddock.spi import Artifact, Context, SegmentMemory, SegmentPlan
 from paddock.workshop import SECONDS, Part
 
 
@@ -37,7 +37,8 @@ def local_plan(part: Part, plan: Plan) -> SegmentPlan:
     segment = Segment(part.segment.index, part.workshop.name, nodes, graph.inputs, graph.outputs)
     # What is kept, cast and counted is told by the nodes of the user's model; the adapter is given what is done.
     precision = replace(part.precision, keep_fp32=(), nodes=(), casts=(), searched=())
-    return SegmentPlan(segment, precision, plan.memory, part.remedies, part.verdicts)
+    own = next((found for found in plan.memory.segments if found.segment == segment.index), SegmentMemory())
+    return SegmentPlan(segment, precision, own, part.remedies, part.verdicts)
 
 
 def build(plan: Plan, parts: Sequence[Part]) -> list[Artifact]:

@@ -149,6 +149,13 @@ def _list_or_lists(value: Any, handler: Any) -> Any:
         ) from None
 
 
+def _batch(value: Any, handler: Any) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        raise PydanticCustomError("batch", 'a batch size is a whole number from 1 to 2**40, or "max"') from None
+
+
 Patterns = Annotated[tuple[str, ...], Field(strict=False)]
 
 
@@ -241,8 +248,8 @@ class HardwareConfig(_Part):
     """What weights are stored in, with precision fp32: half the file, the same arithmetic."""
     io_dtype: Literal["fp16"] | None = None
     """What float inputs and outputs are in, with precision fp16; float32, as the model says, by default."""
-    batch_size: Extent | None = None
-    """The largest extent on axis 0 of the inputs."""
+    batch_size: Annotated[Extent | Literal["max"] | None, WrapValidator(_batch)] = None
+    """The largest extent on axis 0 of the inputs; "max" is the largest that the memory budget allows."""
     shapes: Mapping[str, ShapeEntry] = Field(default_factory=dict)
     """By input or by named dimension."""
     operators: Operators = Operators()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paddock.config import HardwareConfig
-from paddock.host import building
+from paddock.memory_plan import MemoryPlan
 from paddock.model import Model
 from paddock.placing import Placed
-from paddock.plan import MemoryPlan, Plan, PrecisionPlan, Setting
-from paddock.planning import memory
+from paddock.plan import Plan, PrecisionPlan, Setting
 from paddock.planning.precision import in_fp32
 from paddock.planning.shapes import describe_shape
 from paddock.registry import Resolved
@@ -24,6 +23,7 @@ def draft(
     placed: Placed,
     parts: Sequence[Part],
     precision: PrecisionPlan,
+    memory: MemoryPlan,
     reference: tuple[str, ...],
     notes: Sequence[str] = (),
 ) -> Plan:
@@ -36,6 +36,7 @@ def draft(
         placed: The placement, with the fallbacks that are not to be had.
         parts: The placement's segments, each with its precision plan.
         precision: The whole model's, by the nodes of `origin`.
+        memory: What the parts take.
         reference: The adapters that may serve as the reference, best first.
         notes: What a reader must know beside what stands in all these.
     """
@@ -51,7 +52,7 @@ def draft(
         device=f"{resolved.device.index} ({resolved.device.name})",
         precision=precision,
         placement=placed.placement,
-        memory=_predicted(parts, config, resolved.device.memory_kind),
+        memory=memory,
         shapes={value.name: describe_shape(origin.graph, value) for value in origin.graph.input_values},
         settings=_settings(config, resolved),
         bounds=dict(origin.graph.bounds),
@@ -63,26 +64,6 @@ def draft(
         budget=describe_budget(config) if verify != "off" else "not verified",
         notes=(*_notes(config, resolved, origin, parts, placed), *notes),
     )
-
-
-def _predicted(parts: Sequence[Part], config: HardwareConfig, kind: str) -> MemoryPlan:
-    """The memory of all parts together: every session keeps its own weights and intermediates."""
-    plans = [_predicted_part(part, config) for part in parts]
-    return memory.together(plans, kind)
-
-
-def _predicted_part(part: Part, config: HardwareConfig) -> MemoryPlan:
-    workshop = part.workshop
-    adapter = workshop.adapter()
-    planned: MemoryPlan | None = building(
-        f"{workshop.name}: planning memory", lambda: adapter.plan_memory(part.target, part.precision)
-    )
-    if planned is not None:
-        return planned
-    planner = "backend" if adapter.plans_memory else "none"
-    device = workshop.resolved.device
-    shares = adapter.concurrency.shares_weights
-    return memory.predict(part.target.graph, config, device.memory_kind, planner, shares)
 
 
 def _settings(config: HardwareConfig, resolved: Resolved) -> tuple[Setting, ...]:

@@ -12,6 +12,7 @@ from paddock.errors import ModelError, NotAvailable
 from paddock.graph import Graph
 from paddock.model import Files, Model
 from paddock.plan import NodePrecision, Segment
+from paddock.planning.aliasing import Aliasing
 from paddock.planning.casts import CastRequest
 
 
@@ -44,6 +45,8 @@ class Format(ABC):
     """Node types that look rows up: (position of the indices, position of the table), so that samples stay in range."""
     transparent: ClassVar[frozenset[str]] = frozenset()
     """Node types whose first output holds the first input's values: casts, reshapes, copies."""
+    aliasing: ClassVar[Aliasing] = Aliasing()
+    """Node types whose output can share its inputs' memory; by default none is known to."""
     constants: ClassVar[frozenset[str]] = frozenset()
     """Node types without inputs whose output is the same in every run: a segment that reads one gets its own copy."""
 
@@ -89,6 +92,15 @@ class Format(ABC):
         the index of that value in `model.graph`. Runs in a child process.
         """
         raise NotAvailable(f"the ranges of values of {self.name} models cannot be measured")
+
+    def shapes_at(self, model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Mapping[int, tuple[int, ...]]:
+        """The shapes of `model`'s tensors with its inputs, by name, of these shapes: as far as told without a run.
+
+        By value index of `model.graph`, its top level only; what follows from data is left out. Where it contradicts
+        an extent that the files state, this is what a run has. An input that `inputs` lacks keeps what the files state
+        of it. Runs in a child process; raises `ModelError` where `inputs` contradict the model.
+        """
+        return {}
 
     def extract(self, model: Model, segment: Segment, folder: Path) -> Files:
         """Writes one segment of `model` as a model of this format into `folder`: its files.

@@ -103,7 +103,13 @@ class ServingHost(ExecutionHost):
     """A host that requests are served from."""
 
     @abstractmethod
-    def submit(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Future[Outputs]:
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None, into: Arrays | None = None) -> Outputs:
+        """One request; with `into` (never empty), only the outputs that it names, written into these arrays."""
+
+    @abstractmethod
+    def submit(
+        self, feeds: Arrays, outputs: Sequence[str] | None = None, into: Arrays | None = None
+    ) -> Future[Outputs]:
         """`run` on one of the host's own threads."""
 
     @abstractmethod
@@ -111,7 +117,7 @@ class ServingHost(ExecutionHost):
         """Raises `RunFailed` where `close` would wait for its own caller."""
 
     @abstractmethod
-    def run_on(self, instance: int, feeds: Arrays) -> Outputs:
+    def run_on(self, instance: int, feeds: Arrays, into: Arrays | None = None) -> Outputs:
         """`run` on one given instance, whoever else uses it: for checking each, and for whoever shares them out."""
 
 
@@ -150,19 +156,21 @@ class InProcessHost(ServingHost):
             for session in self._sessions:
                 self._free.put(session)
 
-    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None, into: Arrays | None = None) -> Outputs:
         self._threads.check()
         if self._threading is Threading.HOME and threading.get_ident() != self._home:
-            return self._threads.submit(self._run, feeds, outputs).result()
-        return self._run(feeds, outputs)
+            return self._threads.submit(self._run, feeds, outputs, into).result()
+        return self._run(feeds, outputs, into)
 
-    def submit(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Future[Outputs]:
-        return self._threads.submit(self._run, feeds, outputs)
+    def submit(
+        self, feeds: Arrays, outputs: Sequence[str] | None = None, into: Arrays | None = None
+    ) -> Future[Outputs]:
+        return self._threads.submit(self._run, feeds, outputs, into)
 
-    def run_on(self, instance: int, feeds: Arrays) -> Outputs:
+    def run_on(self, instance: int, feeds: Arrays, into: Arrays | None = None) -> Outputs:
         session = self._sessions[instance]
         try:
-            found: Outputs = self._on_owner(session, lambda: session.run(feeds))
+            found: Outputs = self._on_owner(session, lambda: _run_session(session, feeds, None, into))
         except PaddockError:
             raise
         except Exception as error:
@@ -205,16 +213,16 @@ class InProcessHost(ServingHost):
         if failed is not None:
             raise RunFailed(f"{self._name} failed while closing: {first_line(failed)}") from failed
 
-    def _run(self, feeds: Arrays, outputs: Sequence[str] | None) -> Outputs:
+    def _run(self, feeds: Arrays, outputs: Sequence[str] | None, into: Arrays | None) -> Outputs:
         session = self._free.get()
         if session is None:
             self._free.put(None)
             raise self._threads.is_closed()
         try:
             if self._bound:
-                found: Outputs = self._owners[id(session)].call(session.run, feeds, outputs)
+                found: Outputs = self._owners[id(session)].call(_run_session, session, feeds, outputs, into)
                 return found
-            return session.run(feeds, outputs)
+            return _run_session(session, feeds, outputs, into)
         except PaddockError:
             raise
         except Exception as error:
@@ -237,6 +245,13 @@ class InProcessHost(ServingHost):
     def _on_owner(self, session: Session, action: Callable[[], Any]) -> Any:
         owner = self._owners.get(id(session))
         return owner.call(action) if owner is not None else action()
+
+
+def _run_session(session: Session, feeds: Arrays, outputs: Sequence[str] | None, into: Arrays | None) -> Outputs:
+    if into is None:
+        return session.run(feeds, outputs)
+    session.run_into(feeds, into)
+    return dict(into)
 
 
 class ChildHost(ExecutionHost):

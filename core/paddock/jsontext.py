@@ -52,8 +52,13 @@ def _plain(value: Any) -> Any:
 
 def write_json(path: Path, data: Any, where: str) -> None:
     """Writes JSON data, readable; raises `UsageError` naming the file."""
+    write_text(path, json.dumps(data, indent=2) + "\n", where)
+
+
+def write_text(path: Path, text: str, where: str) -> None:
+    """Writes a file as UTF-8; raises `UsageError` naming it."""
     try:
-        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot be written: {error.strerror}", where=f"{where}: {path}") from None
 

@@ -20,6 +20,7 @@ from paddock.onnx_cast import cast
 from paddock.onnx_cast_check import check_cast
 from paddock.onnx_extract import extract
 from paddock.onnx_ranges import ranges
+from paddock.onnx_shapes import shapes_at
 from paddock.onnx_store import whole
 from paddock.onnx_tensors import (
     all_graphs,
@@ -32,6 +33,7 @@ from paddock.onnx_tensors import (
     tensor_bytes,
 )
 from paddock.plan import Segment
+from paddock.planning.aliasing import Aliasing, standard_aliasing
 from paddock.planning.casts import CastRequest
 from paddock.spi import CastModel, Format
 
@@ -51,6 +53,7 @@ class OnnxFormat(Format):
     transparent: ClassVar[frozenset[str]] = frozenset(
         {"Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
     )
+    aliasing: ClassVar[Aliasing] = standard_aliasing()
     constants: ClassVar[frozenset[str]] = frozenset({"Constant"})
 
     def locate(self, path: Path) -> Files | None:
@@ -113,6 +116,12 @@ class OnnxFormat(Format):
     def ranges(self, model: Model, folder: Path) -> tuple[Files, Mapping[str, int]]:
         """A model that gives ReduceMax of Abs of every float32 value of the main graph."""
         return ranges(_opened(model), model, folder)
+
+    def shapes_at(self, model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Mapping[int, tuple[int, ...]]:
+        """By onnx's inference, node by node, and what follows from constants and shapes computed."""
+        path = _model_path(model.files)
+        with _Guard(path):
+            return shapes_at(path, model.graph, inputs)
 
 
 def _opened(model: Model) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from paddock.graph import Choice, Range
+from paddock.memory_plan import MemoryPlan
 
 
 class Precision(StrEnum):
@@ -193,32 +194,6 @@ class PrecisionPlan:
         """Rows (operator, dtype, reason, count) of the nodes that compute in floats, most frequent first."""
         rows = Counter((n.op, n.dtype, n.reason) for n in self.nodes if n.dtype)
         return [(*row, count) for row, count in sorted(rows.items(), key=lambda item: (-item[1], item[0]))]
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """Predicted bytes of one deployment, all instances together, every bounded dimension at its largest.
-
-    `activations` is the largest sum of intermediates alive at once (a lower bound for any layout of them);
-    `unknown` counts the values whose size the graph does not tell; they are not in the sums.
-    """
-
-    weights: int
-    activations: int
-    io: int
-    instances: int = 1
-    weights_shared: bool = False
-    """Whether all instances live on one copy of the weights."""
-    unknown: int = 0
-    planned_by: str = "backend"
-    kind: str = "host"
-    limit: int | None = None
-
-    @property
-    def total(self) -> int:
-        """Weights, intermediates and inputs/outputs of every instance, in bytes: a lower bound."""
-        copies = 1 if self.weights_shared else self.instances
-        return self.weights * copies + (self.activations + self.io) * self.instances
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from paddock.asked import check_contract, check_fallback, excluded
+from paddock.budget import Budgeter
 from paddock.cache import Store
 from paddock.child import Children
 from paddock.compile import check_answer
@@ -61,7 +62,8 @@ def prepare(
     with config.named():
         tell("reading the model")
         origin = open_model(model, registry, children)
-        origin = origin.with_graph(apply_shapes(origin.graph, config))
+        unbounded = origin.graph
+        origin = origin.with_graph(apply_shapes(unbounded, config))
         given = given_samples(samples, origin, config)
         keep = asked_to_keep(origin, config)
         calibration = calibration_samples(origin, config, is_quantised(origin))
@@ -75,6 +77,11 @@ def prepare(
             if calibration and config.accuracy.verify != "off":
                 check_apart(calibration, job.samples().judged, origin.graph)
             prepared = job.plan({}, keep)
+            if config.batch_size == "max":
+                batch, reason = prepared.budgeter.settled_batch(prepared.plan.memory)
+                config = config.model_copy(update={"batch_size": batch})
+                bounded = origin.with_graph(apply_shapes(unbounded, config))
+                prepared = replace(job, config=config, origin=bounded).plan({}, keep, (reason,))
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -126,10 +133,13 @@ class _Job:
         candidates = _references(self.registry, self.origin, self.config.accuracy.verify)
         reference = tuple(entry.adapter.name() for entry in candidates)
         told = (*notes, *lower.notes)
-        plan = draft(self.config, self.origin, self.resolved, placed, placed.parts, precision, reference, told)
-        if trial is None:
+        device = self.resolved.device
+        budgeter = Budgeter(placed.parts, self.origin, self.config, device, self.registry, self.children)
+        memory = budgeter.plan() if trial is None else budgeter.rough()
+        plan = draft(self.config, self.origin, self.resolved, placed, placed.parts, precision, memory, reference, told)
+        if trial is None and self.config.batch_size != "max":
             self._announce(plan)
-        return Prepared(self, plan, placed.parts, denied, keep, tuple(notes), trial)
+        return Prepared(self, plan, placed.parts, denied, keep, budgeter, tuple(notes), trial)
 
     def _in_two_precisions(self, links: list[Link], denied: Denials, keep: Keep) -> tuple[list[Link], Denials]:
         """The chain with the adapter a second time, in fp32, for the nodes that a whole session cannot keep apart."""
@@ -250,6 +260,8 @@ class Prepared:
     """What planning was told beside the config: nodes that an SDK or a repair keeps off an adapter."""
     keep: Keep
     """The nodes that are to stay in fp32."""
+    budgeter: Budgeter
+    """What predicts the memory, also for other batch sizes."""
     notes: tuple[str, ...] = ()
     """What the plan says of them."""
     trial: Store | None = None
@@ -303,6 +315,10 @@ class Prepared:
         """The plan made anew with other nodes in fp32; of a trial, another one."""
         with self.config.named():
             return self.job.plan(self.denied, keep, self.notes, trial or self.trial)
+
+    def measured(self, peak: int) -> Prepared:
+        """The same plan, with the bytes that its sessions took."""
+        return replace(self, plan=replace(self.plan, memory=replace(self.plan.memory, measured=peak)))
 
     def discard(self) -> None:
         """Removes the work folder of a plan that is not carried out."""

@@ -127,6 +127,33 @@ def extracted(
     return Model(model.format, part.files, part.fingerprint, part.graph.with_bounds(bounds), model, traced)
 
 
+def shapes_at(
+    model: Model, inputs: Mapping[str, tuple[int, ...]], registry: Registry, children: Children
+) -> Mapping[int, tuple[int, ...]]:
+    """The shapes of `model`'s tensors with its inputs, by name, of these shapes; by value index, kept by its content.
+
+    As far as its format tells; nothing where that fails. Raises `ModelError` where `inputs` contradict the model, and
+    where the format's answer is none.
+    """
+    format, owner = registry.formats[model.format], owner_of(registry.formats[model.format], registry)
+
+    def ask() -> Any:
+        found = children.get(owner[0]).call(_shapes_here, format, model, dict(inputs))
+        check_unchanged(model)
+        return found
+
+    try:
+        found = registry.store.remembered("shapes", [model.fingerprint, sorted(inputs.items()), *owner], ask)
+    except BuildFailed:
+        return {}
+    shapes = {}
+    for index, extents in found.items():
+        known = model.graph.values[int(index)].shape
+        if known is None or len(known) == len(extents):  # another rank is of no use to whoever reads the graph
+            shapes[int(index)] = tuple(extents)
+    return shapes
+
+
 def check_unchanged(model: Model) -> None:
     """Raises `ModelError` where the files are no longer those that were read: what was made of them has no key."""
     if fingerprint(model.format, model.files) != model.fingerprint:
@@ -264,6 +291,26 @@ def _read_here(format: Format, files: Files) -> Mapping[str, Any]:
         raise BuildFailed(f"read() returned a {type(graph).__name__}, not a Graph")
     data: Mapping[str, Any] = json.loads(json.dumps(asdict(graph)))
     return data
+
+
+def _shapes_here(format: Format, model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Mapping[str, list[int]]:
+    # As plain data, like `_read_here`.
+    found: object = format.shapes_at(model, inputs)
+    values = model.graph.values
+    right = isinstance(found, Mapping) and all(
+        type(index) is int
+        and 0 <= index < len(values)
+        and isinstance(shape, tuple)
+        and all(type(extent) is int and extent >= 0 for extent in shape)
+        for index, shape in found.items()
+    )
+    if not isinstance(found, Mapping) or not right:
+        raise ModelError(
+            f"shapes_at() of the format {format.name} did not return shapes by the indices of the graph's values",
+            where=str(next(iter(model.files.values()))),
+            remedy="report this to the format plugin's author",
+        )
+    return {str(index): list(shape) for index, shape in found.items() if values[index].kind == "tensor"}
 
 
 def _extract_here(format: Format, model: Model, segment: Segment, folder: Path) -> Files:

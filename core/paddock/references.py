@@ -18,10 +18,10 @@ from paddock.errors import ChildFailed, ConfigError, NotAvailable, PaddockError
 from paddock.host import ChildHost, Outputs
 from paddock.model import Model
 from paddock.npz import read_npz, write_npz
-from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment, Verdict
+from paddock.plan import Precision, PrecisionPlan, Segment, Verdict
 from paddock.registry import Registered, Registry
 from paddock.samples import Sample, checked, digest_samples
-from paddock.spi import Context, SegmentPlan
+from paddock.spi import Context, SegmentMemory, SegmentPlan
 from paddock.workshop import Workshop, defects, select
 
 
@@ -171,7 +171,7 @@ def _compute(
     resolved = registry.consider(registered.adapter.name(), config)
     graph = model.graph
     whole = Segment(0, resolved.name, tuple(n.index for n in graph.nodes), graph.inputs, graph.outputs)
-    plan = SegmentPlan(whole, PrecisionPlan(Precision.FP32), MemoryPlan(0, 0, 0))
+    plan = SegmentPlan(whole, PrecisionPlan(Precision.FP32), SegmentMemory())
     with tempfile.TemporaryDirectory(prefix="paddock-reference-") as work:
         context = Context(Path(work), Path(work))
         worker = children.get(f"{registered.distribution} (reference)")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,8 +56,11 @@ class Border:
         symbols = [dim for value in graph.input_values for dim in value.shape or () if isinstance(dim, str)]
         self._coupled = bool(graph.choices) or len(symbols) != len(set(symbols))
 
-    def check(self, feeds: Sample) -> dict[str, np.ndarray[Any, Any]]:
-        """The feeds as dense row-major arrays; raises `UsageError` for a wrong name, dtype, rank or extent."""
+    def check(self, feeds: Sample, dense: bool = True) -> dict[str, np.ndarray[Any, Any]]:
+        """The feeds as arrays, copied where they are not row-major and are to be `dense`.
+
+        Raises `UsageError` for a wrong name, dtype, rank or extent.
+        """
         inputs = self._inputs
         try:
             known = feeds.keys() == inputs.keys()
@@ -92,7 +96,7 @@ class Border:
                         bound[0] <= extent <= bound[1] and (bound[2] is None or bound[2].admits(extent))
                     ):
                         raise self._wrong_extent(value, array)
-            ready[name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+            ready[name] = array if not dense or array.flags.c_contiguous else np.ascontiguousarray(array)
         if self._coupled and not admits(self._graph, self._extents(ready)):
             shapes = {name: list(array.shape) for name, array in ready.items()}
             raise UsageError(f"these shapes are not admitted together: {shapes}", where="inputs", remedy="see $.shapes")
@@ -164,12 +168,23 @@ def generate(
     ]
 
 
-def typical(graph: Graph, gathers: Mapping[str, tuple[int, int]], transparent: frozenset[str], seed: int = 0) -> Sample:
-    """One seeded sample at the optimum of the graph's bounds; see `generate`."""
+def typical(
+    graph: Graph,
+    gathers: Mapping[str, tuple[int, int]],
+    transparent: frozenset[str],
+    seed: int = 0,
+    at: Literal["opt", "max"] = "opt",
+) -> Sample:
+    """One seeded sample at the optimum of the graph's bounds, or at their largest; see `generate`."""
     limits = {index: _index_limit(graph, index, gathers, transparent) for index in graph.inputs}
     extents = _extents_to_try(graph)[0]
-    extents.update({dim: graph.bounds[dim].opt for dim in extents if isinstance(dim, str) and dim in graph.bounds})
-    extents.update({symbol: r.opt for ranges in _alternatives(graph)[:1] for symbol, r in ranges.items()})
+    extents.update(
+        {dim: getattr(graph.bounds[dim], at) for dim in extents if isinstance(dim, str) and dim in graph.bounds}
+    )
+    coupled = _alternatives(graph)
+    if at == "max":
+        coupled.sort(key=lambda ranges: -math.prod(r.max for r in ranges.values()))
+    extents.update({symbol: getattr(r, at) for ranges in coupled[:1] for symbol, r in ranges.items()})
     return {
         graph.values[index].name: _draw(
             np.random.default_rng([seed, position]), graph.values[index], extents, limits[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from paddock.bench import Entry
+from paddock.bench import Entry, Measured
 from paddock.bisect import Bisection
 from paddock.lowered import Written
 from paddock.plan import Plan, PrecisionPlan, SearchStep
 from paddock.planning.memory import readable
 from paddock.registry import Plugin, Registered
 from paddock.spi import Devices, Probe
+from paddock.timeline import timeline
 from paddock.verify import Report
 
 _CASTS = 8
@@ -68,6 +70,21 @@ def show_adapters(
         )
 
 
+def adapter_json(registered: Registered, probe: Probe, devices: Devices) -> Mapping[str, Any]:
+    """An adapter as JSON data: what it is, what was found of it here, and the schema of its options."""
+    adapter = registered.adapter
+    return {
+        "adapter": adapter.name(),
+        "aliases": list(adapter.aliases),
+        "distribution": registered.distribution,
+        "version": registered.version,
+        "formats": list(adapter.formats),
+        "probe": asdict(probe),
+        "devices": asdict(devices),
+        "options": adapter.Options.model_json_schema(),
+    }
+
+
 def show_plan(out: Console, plan: Plan, nodes: bool = False) -> None:
     """A plan: what runs where, in what, in how much memory, and why; with `nodes`, the dtype of every single one."""
     facts = [
@@ -96,6 +113,8 @@ def show_plan(out: Console, plan: Plan, nodes: bool = False) -> None:
     ]
     out.print(table(("operator", "nodes", "runs on", "verdict", "because"), rows))
     _show_precision(out, plan.precision, nodes)
+    out.print()
+    out.print(timeline(plan.memory, out.width))
 
 
 def _show_precision(out: Console, plan: PrecisionPlan, nodes: bool) -> None:
@@ -203,18 +222,28 @@ def show_bench(out: Console, entries: Iterable[Entry]) -> None:
         m = entry.measured
         if m is None:
             problem = entry.error.problem if entry.error is not None else "not measured"
-            rows.append((entry.label, "-", "-", "-", "-", "-", "-", "-", problem))
+            rows.append((entry.label, *"---------", problem))
             continue
         figures = (f"{m.median:.3f}", f"{m.median / best:.2f}", f"{m.p95:.3f}", f"{m.p99:.3f}", f"{m.throughput:.1f}")
         error = "-" if m.report.error is None else f"{m.report.error:.2g}"
-        rows.append(
-            (entry.label, m.adapter, *figures, readable(m.peak_bytes), f"{m.report.outcome.value}, error {error}")
-        )
-    columns = ("config", "adapter", "p50 ms", "ratio", "p95 ms", "p99 ms", "samples/s", "peak", "verdict")
+        rows.append((entry.label, m.adapter, *figures, *_taken(m), f"{m.report.outcome.value}, error {error}"))
+    columns = (
+        "config", "adapter", "p50 ms", "ratio", "p95 ms", "p99 ms", "samples/s", "took", "planned", "verdict",
+    )  # fmt: skip
     out.print(table(columns, rows))
     shapes = {e.measured.shapes for e in entries if e.measured}
     for shape in sorted(shapes):
         out.print(escape(f"on {shape}; each config in a process of its own, interleaved"), soft_wrap=True)
+    if shapes:
+        out.print("took: the sessions' peak at the largest shapes, in a fresh process, over the loaded runtimes")
+
+
+def _taken(found: Measured) -> tuple[str, str]:
+    """What the sessions took, and what the plan says of it."""
+    taken = readable(found.taken) if found.taken is not None else f"not measured: {found.untaken}"
+    if found.kept is not None:
+        return taken, f"{readable(found.kept)}, as measured before"
+    return taken, f"{readable(found.least)} to {readable(found.most) if found.most is not None else '?'}"
 
 
 def show_facts(out: Console, facts: Mapping[str, Any]) -> None:
@@ -229,10 +258,8 @@ def _precision(plan: PrecisionPlan) -> str:
 
 def _memory(plan: Plan) -> str:
     m = plan.memory
+    most = f", at most {readable(m.most)}" if m.most is not None else ""
+    measured = f", measured {readable(m.measured)}" if m.measured is not None else ""
     limit = f", limit {readable(m.limit)}" if m.limit is not None else ""
     unknown = f", {m.unknown} values of unknown size not counted" if m.unknown else ""
-    return (
-        f"at least {readable(m.total)} on the {m.kind}: weights {readable(m.weights)}, intermediates "
-        f"{readable(m.activations)}, inputs and outputs {readable(m.io)}, {m.instances} instance(s){limit}{unknown}; "
-        f"laid out by the {m.planned_by}"
-    )
+    return f"at least {readable(m.least)}{most} on the {m.kind}{measured}{limit}{unknown}; {m.instances} instance(s)"

@@ -18,20 +18,23 @@ import pluggy
 from pydantic import BaseModel, ConfigDict
 
 from paddock.config import HardwareConfig
-from paddock.errors import NotAvailable
+from paddock.errors import NotAvailable, UsageError
 from paddock.formats import CastModel, Format
 from paddock.graph import Range
+from paddock.memory_plan import Footprint, SegmentMemory
 from paddock.model import Files, Model
-from paddock.plan import Means, MemoryPlan, Precision, PrecisionPlan, Remedy, Segment, Verdict
+from paddock.plan import Means, Precision, PrecisionPlan, Remedy, Segment, Verdict
+from paddock.planning.aliasing import Aliasing
 from paddock.planning.classes import OperatorClasses, standard_classes
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "SPI_VERSION", "Adapter", "Arrays", "Artifact", "CastModel", "Concurrency", "Context", "Device", "Devices", "Event",
-    "Format", "NoOptions", "Observed", "OperatorClasses", "Probe", "Process", "Quantizer", "ReferenceRole",
-    "ResolvedConfig", "SegmentPlan", "Selection", "Session", "Shapes", "Threading", "hookimpl", "hookspec",
+    "SPI_VERSION", "Adapter", "Aliasing", "Arrays", "Artifact", "CastModel", "Concurrency", "Context", "Device",
+    "Devices", "Event", "Footprint", "Format", "NoOptions", "Observed", "OperatorClasses", "Probe", "Process",
+    "Quantizer", "ReferenceRole", "ResolvedConfig", "SegmentMemory", "SegmentPlan", "Selection", "Session", "Shapes",
+    "Threading", "hookimpl", "hookspec", "other_shape",
 ]  # fmt: skip
 
 SPI_VERSION = 1
@@ -174,7 +177,7 @@ class SegmentPlan:
 
     segment: Segment
     precision: PrecisionPlan
-    memory: MemoryPlan
+    memory: SegmentMemory
     remedies: tuple[Remedy, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
 
@@ -221,6 +224,14 @@ class Quantizer(ABC):
         """
 
 
+def other_shape(output: str, given: Sequence[int], found: Sequence[int]) -> UsageError:
+    """The error of `Session.run_into` where an output does not fit into the array that is given for it."""
+    return UsageError(
+        f"the output {output!r} has the shape {list(found)} in this run", where="into",
+        candidates=[f"given: {list(given)}"], remedy="give an array of that shape",
+    )  # fmt: skip
+
+
 class Session(ABC):
     """A loaded artifact, ready to run."""
 
@@ -250,6 +261,19 @@ class Session(ABC):
         time. Binding nothing, the default, is always right; binding saves a copy for each run.
         """
         return frozenset()
+
+    def run_into(self, feeds: Arrays, into: Arrays) -> None:
+        """Computes the outputs that `into` names, as `run` does, and writes them into these very arrays.
+
+        They are dense, row-major, writable, of the outputs' dtypes, and share no memory with the feeds or each other.
+        Raises `UsageError` where an output turns out to have another shape. By default they are copied; a session that
+        can let its backend write there saves the copy. Never called for what is bound.
+        """
+        found = self.run(feeds, tuple(into))
+        for name, array in into.items():
+            if found[name].shape != array.shape:
+                raise other_shape(name, array.shape, found[name].shape)
+            array[...] = found[name]
 
     def observed(self) -> Observed:
         """What really took effect."""
@@ -336,8 +360,11 @@ class Adapter(ABC):
         """A quantiser for `model`, calibrated on `samples`, for adapters that compute in int8. Runs in a child."""
         raise NotAvailable(f"{self.name()} has no quantiser", where="$.precision")
 
-    def plan_memory(self, model: Model, precision: PrecisionPlan) -> MemoryPlan | None:
-        """The adapter's own prediction, or None for the core's (`paddock.planning.memory`)."""
+    def footprint(self, model: Model, precision: PrecisionPlan) -> Footprint | None:
+        """At most what the runtime takes for `model` beside the graph's own bytes; None where nobody measured it.
+
+        A deployment is planned by it until one run of its own was measured.
+        """
         return None
 
     def compatible(self, artifact: Artifact) -> Verdict:

@@ -10,9 +10,9 @@ from pathlib import Path
 from paddock.cache import Store
 from paddock.compile import Refused, blamed, tried
 from paddock.errors import NotAvailable
+from paddock.flow import Flow, run_through
 from paddock.host import ExecutionHost, Outputs
 from paddock.model import origins
-from paddock.pipeline import Flow, run_through
 from paddock.plan import Verdict
 from paddock.prepare import Prepared
 from paddock.references import Reference

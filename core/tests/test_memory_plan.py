@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,17 @@ from hypothesis import strategies as st
 from paddock.config import HardwareConfig
 from paddock.errors import MemoryRefused
 from paddock.graph import Graph, Node, Value
-from paddock.plan import MemoryPlan
-from paddock.planning.memory import check_budget, predict, readable
+from paddock.memory_plan import Footprint, MemoryPlan, SegmentMemory
+from paddock.planning.memory import (
+    BIGGEST_BATCH,
+    check_budget,
+    contributors,
+    largest_batch,
+    must_measure,
+    peak_position,
+    predict,
+    readable,
+)
 from paddock.planning.shapes import apply_shapes
 
 
@@ -62,13 +72,15 @@ def largest_sum_alive(graph: Graph) -> int:
 
 @given(dags())
 @settings(max_examples=120, deadline=None)
-def test_the_peak_is_the_largest_sum_alive_at_once(graph: Graph) -> None:
-    plan = predict(graph, config())
-    assert plan.activations == largest_sum_alive(graph)
+def test_the_bound_is_the_largest_sum_alive_at_once(graph: Graph) -> None:
+    plan = predict(graph)
+    assert plan.bound == largest_sum_alive(graph) <= plan.arena <= plan.unshared
     assert plan.weights == graph.weight_bytes == 100 * len(graph.initializers)
     ends = {*graph.inputs, *graph.outputs} - {*graph.initializers}
     assert plan.io == sum(graph.nbytes(v) or 0 for v in ends)
     assert plan.unknown == 0
+    alive = [b.size for b in plan.layout if b.lower <= peak_position(plan) < b.upper]
+    assert sum(alive) == plan.bound, "the peak is where the most is alive"
 
 
 def chain(shape: Any = ("N", 4), dtype: str = "float32") -> Graph:
@@ -79,20 +91,45 @@ def chain(shape: Any = ("N", 4), dtype: str = "float32") -> Graph:
 
 def test_bounded_dimensions_count_at_their_largest() -> None:
     wanted = config(shapes={"N": {"min": 1, "opt": 2, "max": 10}})
-    plan = predict(apply_shapes(chain(), wanted), wanted)
-    assert (plan.activations, plan.io, plan.unknown) == (2 * 10 * 4 * 4, 2 * 10 * 4 * 4, 0)
-    assert predict(chain(), config()) == MemoryPlan(0, 0, 0, unknown=4)
+    plan = predict(apply_shapes(chain(), wanted))
+    assert (plan.bound, plan.io, plan.unknown) == (2 * 10 * 4 * 4, 2 * 10 * 4 * 4, 0)
+    unbounded = predict(chain())
+    assert (unbounded.bound, unbounded.io, unbounded.unknown) == (0, 0, 4)
+    assert predict(chain((3,), "int4")).io == 2 * 2, "half bytes, rounded up"
 
 
-def test_instances_and_dtypes() -> None:
-    plan = predict(chain((8, 4)), config(instances=3))
-    assert plan.total == 3 * (plan.activations + plan.io) == 3 * (2 * 128 + 2 * 128)
-    assert predict(chain((3,), "int4"), config()).io == 2 * 2, "half bytes, rounded up"
+FOOTPRINT = Footprint(1000, 100, node=10, kept=2, loading=1.5, intermediates=1.25, workspace=7)
 
 
-@pytest.mark.parametrize(("total", "limit", "fits"), [(100, 100, True), (101, 100, False), (0, 1, True)])
-def test_the_limit(total: int, limit: int, fits: bool) -> None:
-    plan = MemoryPlan(total, 0, 0, limit=limit)
+def test_the_bounds_of_a_segment() -> None:
+    one = SegmentMemory(nodes=3, weights=40, arena=80, bound=60, unshared=200, io=20, instances=2, footprint=FOOTPRINT)
+    assert one.least == 2 * 40 + 2 * (60 + 20)
+    assert one.most == 1000 + 2 * (100 + 3 * 10 + 7 + 20 + 100) + (2 * 2 + 1.5) * 40
+    shared = replace(one, shares_weights=True)
+    assert shared.least == 40 + 2 * (60 + 20) and shared.most == one.most - 2 * 40
+    assert replace(one, planned_by="none").most == one.most + 2 * (250 - 100)
+    assert replace(one, footprint=None).most is None
+
+
+def test_a_deployment_is_the_sum_of_what_lies_where_the_budget_is() -> None:
+    here = SegmentMemory(weights=40, bound=60, footprint=FOOTPRINT)
+    there = SegmentMemory(weights=1000, kind="device", unknown=2)
+    plan = MemoryPlan((here, there, here), owned=5)
+    assert (plan.least, plan.unknown) == (2 * 100 + 5, 2)
+    assert plan.most == 5 + 2 * (here.most or 0)
+    assert replace(plan, segments=(here, replace(there, kind="host"))).most is None, "one that tells none is enough"
+
+
+def plan_of(least: int, most: int | None = None, **fields: Any) -> MemoryPlan:
+    footprint = None if most is None else Footprint(most - least, 0, loading=0)
+    made = SegmentMemory(weights=least, footprint=footprint)
+    assert (made.least, made.most) == (least, most)
+    return MemoryPlan((made,), **fields)
+
+
+@pytest.mark.parametrize(("least", "limit", "fits"), [(100, 100, True), (101, 100, False), (1, 1, True)])
+def test_the_limit(least: int, limit: int, fits: bool) -> None:
+    plan = plan_of(least, limit=limit)
     if fits:
         check_budget(plan, None)
         return
@@ -103,11 +140,52 @@ def test_the_limit(total: int, limit: int, fits: bool) -> None:
 
 
 def test_what_the_device_has() -> None:
-    check_budget(MemoryPlan(10, 10, 10, 2, kind="device"), 60)
-    with pytest.raises(MemoryRefused, match="device's available memory of 59 B"):
-        check_budget(MemoryPlan(10, 10, 10, 2, kind="device"), 59)
+    check_budget(plan_of(50, owned=10, kind="host"), 60)
+    with pytest.raises(MemoryRefused, match="host's available memory of 59 B"):
+        check_budget(plan_of(50, owned=10), 59)
     with pytest.raises(MemoryRefused, match=r"memory\.limit"):
-        check_budget(MemoryPlan(10, 0, 0, limit=5), 5)
+        check_budget(plan_of(10, limit=5), 5)
+
+
+def test_what_was_measured_decides() -> None:
+    check_budget(plan_of(200, 300, measured=90, limit=100), None)
+    with pytest.raises(MemoryRefused, match="took, when it was measured, 110 B, over memory.limit of 100 B"):
+        check_budget(plan_of(10, 50, measured=110, limit=100), None)
+
+
+@pytest.mark.parametrize(
+    ("plan", "available", "budget"),
+    [
+        (plan_of(10, 50, limit=50), 50, None), (plan_of(10, 50, limit=49), 60, 49), (plan_of(10, 50), 40, 40),
+        (plan_of(10, 50, limit=45), 40, 40), (plan_of(10, limit=99), None, 99), (plan_of(10), 20, None),
+        (plan_of(10, 50, limit=20, measured=15), 20, None), (plan_of(10, 50, limit=20, kind="device"), 20, None),
+    ],
+)  # fmt: skip
+def test_what_only_a_run_can_tell(plan: MemoryPlan, available: int | None, budget: int | None) -> None:
+    assert must_measure(plan, available) == budget
+
+
+def test_the_largest_contributors_come_first() -> None:
+    plan = predict(apply_shapes(chain(), config(shapes={"N": 8})))
+    named = replace(plan, adapter="cpu/x", weights=100, instances=3)
+    rows = contributors(MemoryPlan((named, replace(named, segment=1, weights=5000)), owned=64))
+    assert rows[0] == "weights of segment 1 on cpu/x (3 instances) 14.6 KiB"
+    assert [row for row in rows if row.startswith("at the peak")] == [
+        "at the peak: a of #0 Op, 128 B", "at the peak: b of #1 Op, 128 B",
+    ]  # fmt: skip
+    with pytest.raises(MemoryRefused) as caught:
+        check_budget(MemoryPlan((named,), limit=10), None, lambda budget: budget // 2)
+    assert "set batch_size to 5, the largest that fits" in str(caught.value.remedy)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**5), st.integers(0, 10**9))
+def test_the_largest_batch(fixed: int, each: int, budget: int) -> None:
+    found = largest_batch(lambda batch: fixed + batch * each, budget)
+    if found is None:
+        assert fixed + each > budget
+    else:
+        assert fixed + found * each <= budget
+        assert found == BIGGEST_BATCH or fixed + (found + 1) * each > budget
 
 
 @pytest.mark.parametrize(

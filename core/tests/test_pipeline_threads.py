@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from paddock.flow import Flow, Stage
 from paddock.graph import Graph, Node, Value
 from paddock.host import InProcessHost
-from paddock.pipeline import Flow, Pipeline, Stage
+from paddock.pipeline import Pipeline
 from paddock.spi import Arrays, Session, Threading
 
 

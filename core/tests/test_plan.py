@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from paddock.config import HardwareConfig
 from paddock.errors import ConfigError, NotAvailable, PaddockError
 from paddock.graph import Graph, Node, Range, Value
+from paddock.memory_plan import Footprint, MemoryPlan, PlannedBuffer, SegmentMemory
 from paddock.model import Model
 from paddock.plan import (
     Answer,
     Means,
-    MemoryPlan,
     NodePlacement,
     NodePrecision,
     Placement,
@@ -77,7 +77,39 @@ PLANS = st.builds(
         ).map(tuple),
         st.lists(st.builds(Segment, COUNT, TEXT, INDICES, INDICES, INDICES, INDICES), max_size=2).map(tuple),
     ),
-    memory=st.builds(MemoryPlan, COUNT, COUNT, COUNT, COUNT, st.booleans(), COUNT, TEXT, TEXT, st.none() | COUNT),
+    memory=st.builds(
+        MemoryPlan,
+        st.lists(
+            st.builds(
+                SegmentMemory,
+                COUNT,
+                TEXT,
+                TEXT,
+                COUNT,
+                COUNT,
+                COUNT,
+                COUNT,
+                st.booleans(),
+                COUNT,
+                COUNT,
+                COUNT,
+                TEXT,
+                COUNT,
+                st.booleans(),
+                st.none() | st.builds(Footprint, COUNT, COUNT),
+                st.lists(
+                    st.builds(PlannedBuffer, st.lists(TEXT, max_size=2).map(tuple), TEXT, COUNT, COUNT, COUNT, COUNT),
+                    max_size=2,
+                ).map(tuple),
+            ),
+            max_size=2,
+        ).map(tuple),
+        COUNT,
+        COUNT,
+        TEXT,
+        st.none() | COUNT,
+        st.none() | COUNT,
+    ),
     shapes=st.dictionaries(TEXT, TEXT, max_size=2),
     bounds=st.dictionaries(TEXT, RANGES, max_size=2),
     choices=st.lists(st.lists(st.dictionaries(TEXT, RANGES, max_size=2), max_size=2).map(tuple), max_size=2).map(tuple),
@@ -113,7 +145,7 @@ def plan() -> Plan:
     return Plan(
         model="m", format="onnx", adapter="cpu/x", device="0 (CPU)",
         precision=PrecisionPlan(Precision.FP32), placement=Placement((node,), (Segment(0, "cpu/x", (0,), (0,), (1,)),)),
-        memory=MemoryPlan(1, 2, 3), shapes={"x": "[1]"}, settings=(Setting("threads", 2),), versions={"sdk": "1"},
+        memory=MemoryPlan(owned=1), shapes={"x": "[1]"}, settings=(Setting("threads", 2),), versions={"sdk": "1"},
         remedies=(Remedy("d", "s", "a", True),), budget="max_error 0.1",
     )  # fmt: skip
 
@@ -123,7 +155,7 @@ BUILDS_ANOTHER: Mapping[str, Any] = {
     "bounds": {"n": Range(1, 2, 4)}, "choices": (({"n": Range(1, 1, 1)}, {"n": Range(2, 2, 2)}),),
     "precision": PrecisionPlan(Precision.BF16, Means.BACKEND), "versions": {"sdk": "2"}, "verify": "off",
     "budget": "max_error 0.2", "settings": (Setting("threads", 3),), "remedies": (Remedy("d", "s", "a", False),),
-    "memory": MemoryPlan(1, 2, 3, instances=2),
+    "memory": MemoryPlan(owned=1, instances=2),
     "placement": Placement((NodePlacement(0, "Relu", "cpu/z", Verdict.yes("")),), ()),
 }  # fmt: skip
 
@@ -138,7 +170,8 @@ def test_what_changes_the_build_changes_the_key(field: str) -> None:
 def test_reasons_and_predictions_do_not() -> None:
     node = NodePlacement(0, "Relu", "cpu/x", Verdict.provisional("perhaps", "elsewhere"))
     other = replace(
-        plan(), placement=replace(plan().placement, nodes=(node,)), memory=MemoryPlan(9, 9, 9), notes=("n",),
+        plan(), placement=replace(plan().placement, nodes=(node,)), memory=MemoryPlan(owned=9, measured=3),
+        notes=("n",),
         settings=(Setting("threads", 2, 2, "why"),), remedies=(Remedy("d", "S", "A", True, "e"),), reference=("r",),
     )  # fmt: skip
     assert other.key == plan().key and not list(plan().diff(other))

@@ -1,71 +1,150 @@
-"""The memory plan: predicted bytes, and the refusal before anything is allocated."""
+"""What a deployment takes: a segment's bytes by its graph, the budget, the refusal before anything is allocated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
-from paddock.config import HardwareConfig
 from paddock.errors import MemoryRefused
 from paddock.graph import Graph
-from paddock.plan import MemoryPlan
+from paddock.memory_plan import MemoryPlan, PlannedBuffer, SegmentMemory
+from paddock.planning.aliasing import Aliasing
+from paddock.planning.lifetimes import lifetimes
+from paddock.planning.offsets import allocate
+
+SECONDS = 0.5
+"""How long a better layout than the greedy ones is searched for, in one segment."""
+
+BIGGEST_BATCH = 65_536
+"""The batch size beyond which nobody looks for a larger one that fits."""
+
+_SHOWN = 5
 
 
-def predict(
-    graph: Graph, config: HardwareConfig, kind: str = "host", planned_by: str = "backend", shares_weights: bool = False
-) -> MemoryPlan:
-    """A lower bound on what a deployment of `graph` takes, every bounded dimension at its largest."""
-    sizes = {index: graph.nbytes(index) for index in range(len(graph.values)) if index not in graph.initializers}
-    ends = {*graph.inputs, *graph.outputs}
-    return MemoryPlan(
+def predict(graph: Graph, aliasing: Aliasing | None = None, seconds: float = SECONDS) -> SegmentMemory:
+    """What one instance of a segment takes by its graph alone, every bounded dimension at its largest."""
+    living = lifetimes(graph, aliasing)
+    found = allocate([buffer for buffer, _ in living.buffers], seconds=seconds)
+    layout = tuple(
+        PlannedBuffer(
+            tuple(graph.values[v].name for v in values),
+            living.makers[number],
+            buffer.lower,
+            buffer.upper,
+            found.offsets[buffer.id],
+            buffer.size,
+        )
+        for number, (buffer, values) in enumerate(living.buffers)
+    )
+    return SegmentMemory(
+        nodes=len(graph.nodes),
         weights=graph.weight_bytes,
-        activations=_largest_live_sum(graph, {i: size or 0 for i, size in sizes.items() if i not in ends}),
-        io=sum(sizes.get(index) or 0 for index in ends),
-        instances=config.instances,
-        weights_shared=shares_weights,
-        unknown=sum(size is None and graph.values[index].kind == "tensor" for index, size in sizes.items()),
-        planned_by=planned_by,
-        kind=kind,
-        limit=config.memory.limit,
+        arena=found.height,
+        bound=found.bound,
+        proven=found.proven,
+        unshared=living.unshared,
+        io=living.io,
+        unknown=living.unknown,
+        layout=layout,
     )
 
 
-def together(plans: Sequence[MemoryPlan], kind: str) -> MemoryPlan:
-    """The sum of several segments' plans: each session keeps its own weights, intermediates and border.
+def check_budget(plan: MemoryPlan, available: int | None, largest: Callable[[int], int | None] | None = None) -> None:
+    """Raises `MemoryRefused` where a deployment takes more than the config's limit, or than the device has.
 
-    Counted is what lies in memory of `kind`, where the budget is.
+    `largest` gives for a budget in bytes the largest batch size that fits. See `must_measure` for what is not refused
+    and not certain either.
     """
-    here = [plan for plan in plans if plan.kind == kind]
-    if len(plans) == 1 or not here:
-        return plans[0]
-    return replace(
-        here[0],
-        weights=sum(plan.weights for plan in here),
-        activations=sum(plan.activations for plan in here),
-        io=sum(plan.io for plan in here),
-        unknown=sum(plan.unknown for plan in here),
-        weights_shared=all(plan.weights_shared for plan in here),
-    )
+    needs = plan.least if plan.measured is None else plan.measured
+    for what, budget in budgets(plan, available).items():
+        if needs <= budget:
+            continue
+        limited = what == "memory.limit"
+        at_least = "needs at least" if plan.measured is None else "took, when it was measured,"
+        fits = largest(budget) if largest is not None else None
+        smaller = "lower batch_size, shapes or instances"
+        if fits:
+            smaller = f"set batch_size to {fits}, the largest that fits, or lower instances"
+        raise MemoryRefused(
+            f"{at_least} {readable(needs)}, over {what} of {readable(budget)}",
+            where="$.memory.limit" if limited else None,
+            candidates=contributors(plan),
+            remedy=f"{'raise memory.limit' if limited else 'free memory'}, or {smaller}",
+        )
 
 
-def check_budget(plan: MemoryPlan, available: int | None) -> None:
-    """Raises `MemoryRefused` where the prediction is over the config's limit or over what the device has."""
-    for what, bound, remedy in (
-        ("memory.limit", plan.limit, "raise memory.limit, or lower batch_size, shapes or instances"),
-        (f"the {plan.kind}'s available memory", available, "lower batch_size, shapes or instances, or free memory"),
-    ):
-        if bound is not None and plan.total > bound:
-            raise MemoryRefused(
-                f"needs at least {readable(plan.total)}, over {what} of {readable(bound)}",
-                where="$.memory.limit" if what == "memory.limit" else None,
-                candidates=[
-                    f"weights {readable(plan.weights)}",
-                    f"intermediates {readable(plan.activations)}",
-                    f"inputs and outputs {readable(plan.io)}",
-                    f"times {plan.instances} instance(s){', sharing the weights' if plan.weights_shared else ''}",
-                ],
-                remedy=remedy,
-            )
+def must_measure(plan: MemoryPlan, available: int | None) -> int | None:
+    """The budget in bytes that the bound does not keep, so that only a run can tell; None where all is certain.
+
+    Where nothing bounds a deployment from above, and the config sets no limit, it is let through.
+    """
+    if plan.measured is not None or plan.kind != "host":
+        return None
+    most = plan.most
+    over = [
+        budget
+        for what, budget in budgets(plan, available).items()
+        if (most is None and what == "memory.limit") or (most is not None and most > budget)
+    ]
+    return min(over, default=None)
+
+
+def budgets(plan: MemoryPlan, available: int | None) -> Mapping[str, int]:
+    """What a deployment must stay within, in bytes, by name."""
+    found = {"memory.limit": plan.limit, f"the {plan.kind}'s available memory": available}
+    return {what: budget for what, budget in found.items() if budget is not None}
+
+
+def contributors(plan: MemoryPlan) -> list[str]:
+    """What takes the most of a deployment's memory, largest first, each with its bytes."""
+    parts: list[tuple[int, str]] = []
+    for segment in plan.here:
+        where = f" of segment {segment.segment} on {segment.adapter}" if len(plan.segments) > 1 else ""
+        times = f" ({segment.instances} instances)" if segment.instances > 1 else ""
+        shared = f" ({segment.instances} instances share them)" if segment.shares_weights and times else times
+        parts.append((segment.weights * segment.copies, f"weights{where}{shared}"))
+        parts.append((segment.bound * segment.instances, f"intermediates{where}{times}"))
+        parts.append((segment.io * segment.instances, f"inputs and outputs{where}{times}"))
+    parts.append((plan.owned, "buffers between segments, and staging copies"))
+    parts.sort(key=lambda part: -part[0])
+    found = [f"{what} {readable(size)}" for size, what in parts[:_SHOWN] if size]
+    if plan.here:
+        heaviest = max(plan.here, key=lambda segment: segment.bound)
+        at = peak_position(heaviest)
+        alive = sorted((b for b in heaviest.layout if b.lower <= at < b.upper), key=lambda b: -b.size)
+        named = [(b.values[0] if b.values else "a body", b) for b in alive[:3]]
+        found += [f"at the peak: {value} of {b.op}, {readable(b.size)}" for value, b in named]
+    return found
+
+
+def peak_position(segment: SegmentMemory) -> int:
+    """The position in the order of execution at which the most bytes of intermediates are alive; 0 without any."""
+    changes: dict[int, int] = {}
+    for buffer in segment.layout:
+        changes[buffer.lower] = changes.get(buffer.lower, 0) + buffer.size
+        changes[buffer.upper] = changes.get(buffer.upper, 0) - buffer.size
+    alive = most = where = 0
+    for at in sorted(changes):
+        alive += changes[at]
+        if alive > most:
+            most, where = alive, at
+    return where
+
+
+def largest_batch(needs: Callable[[int], int], budget: int) -> int | None:
+    """The largest batch size, of at most `BIGGEST_BATCH`, whose bytes stay within `budget`; None where not even 1 does.
+
+    `needs` gives the bytes of a batch size, and grows with it.
+    """
+    if needs(1) > budget:
+        return None
+    low, high = 1, 2
+    while high <= BIGGEST_BATCH and needs(high) <= budget:
+        low, high = high, 2 * high
+    high = min(high, BIGGEST_BATCH + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needs(middle) <= budget else (low, middle)
+    return low
 
 
 def readable(size: int) -> str:
@@ -76,27 +155,3 @@ def readable(size: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     raise AssertionError  # the loop returns at TiB
-
-
-def _largest_live_sum(graph: Graph, sizes: dict[int, int]) -> int:
-    """The largest sum of bytes alive at once in execution order; a value lives from its node to its last reader."""
-    last_read: dict[int, int] = {}
-    for node in graph.nodes:
-        for value in (*node.inputs, *node.captures):
-            if value is not None:
-                last_read[value] = node.index
-    dying: dict[int, list[int]] = {}
-    for value, reader in last_read.items():
-        dying.setdefault(reader, []).append(value)
-    alive = peak = 0
-    living: set[int] = set()
-    for node in graph.nodes:
-        made = [v for v in node.outputs if v is not None and v in sizes]
-        alive += sum(sizes[v] for v in made)
-        living.update(made)
-        peak = max(peak, alive)
-        for value in (*dying.get(node.index, ()), *(v for v in made if v not in last_read)):
-            if value in living:
-                living.discard(value)
-                alive -= sizes[value]
-    return peak

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from paddock.config import Buckets, Extents, HardwareConfig, Profile
 from paddock.errors import ConfigError, did_you_mean
@@ -117,26 +118,28 @@ def _both(known: Range | None, found: Range, where: str) -> Range:
     return found
 
 
-def _apply_batch(graph: Graph, batch: int, bounds: dict[str, Range]) -> None:
+def _apply_batch(graph: Graph, wanted: int | Literal["max"], bounds: dict[str, Range]) -> None:
+    """Bounds axis 0 of the inputs; "max" leaves it open up to 2, for whoever is to find the largest that fits."""
     where = "$.batch_size"
+    batch = 2 if wanted == "max" else wanted
     leading = {value.name: value.shape[0] for value in graph.input_values if value.shape}
     symbols = {dim for dim in leading.values() if isinstance(dim, str)}
     if not symbols:
         if not leading:
             raise ConfigError("has no effect: no input of the model has an axis 0", where=where, remedy="leave it out")
-        fixed = {name: dim for name, dim in leading.items() if dim != batch}
+        fixed = {name: dim for name, dim in leading.items() if dim != wanted}
         if fixed:
             name, dim = next(iter(fixed.items()))
             raise ConfigError(
-                f"is {batch}, but the model fixes axis 0 of {name} at {dim}",
+                f"is {wanted}, but the model fixes axis 0 of {name} at {dim}",
                 where=where,
                 remedy="export the model with a dynamic batch, or leave batch_size out",
             )
     for symbol in symbols:
         known = bounds.get(symbol)
-        if known is not None and known.max != batch:
+        if known is not None and known.max != wanted:
             raise ConfigError(
-                f"is {batch}, but shapes allow {known} for {symbol}",
+                f"is {wanted}, but shapes allow {known} for {symbol}",
                 where=where,
                 remedy=f"write {known.max}, or leave one of the two out",
             )

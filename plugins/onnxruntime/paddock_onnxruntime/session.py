@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from paddock.errors import RunFailed
@@ -20,6 +22,8 @@ LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 SPINNING = "session.intra_op.allow_spinning"
+WORTH_PLACING = 2**16
+"""Bytes of outputs from which copying them (with their memory) takes longer than to bind them for one run, 10 us."""
 _BINDABLE = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -60,19 +64,37 @@ class OnnxRuntimeSession(Session):
         self._inner = inner
         self._outputs = list(outputs)
         self._options = options
-        self._binding: _Binding | None = None
+        self._binding: _Binding | None = _Binding(inner, {})
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """Computes the outputs; onnxruntime allocates them anew in each run."""
-        inner = self._inner
-        if inner is None:
+        inner, binding = self._inner, self._binding
+        if inner is None or binding is None:
             raise RunFailed("the session is closed")
         names = self._outputs if outputs is None else list(outputs)
-        if self._binding is not None:
-            return self._binding.run(feeds, names)
+        if binding.names:
+            return binding.run(feeds, names)
         if not names:  # onnxruntime would take an empty list for all of them
             return {}
         return dict(zip(names, inner.run(names, feeds), strict=True))
+
+    def run_into(self, feeds: Arrays, into: Arrays) -> None:
+        """Computes the outputs in the arrays: onnxruntime takes each for its own output of this run.
+
+        Copied instead are small outputs, empty ones, and those that are inputs themselves; and all of a model with an
+        input or output of a type that NumPy has not.
+        """
+        binding = self._binding
+        if binding is None:
+            raise RunFailed("the session is closed")
+        placed = False
+        if sum(array.nbytes for array in into.values()) >= WORTH_PLACING:
+            # onnxruntime raises for another shape what it raises for anything, before it writes that output: the run
+            # below then says what was wrong.
+            with contextlib.suppress(Exception):
+                placed = binding.run_into(feeds, into)
+        if not placed:
+            super().run_into(feeds, into)
 
     def close(self) -> None:
         """Drops onnxruntime's session; runs under way keep it until they end."""
@@ -82,9 +104,8 @@ class OnnxRuntimeSession(Session):
         """Binds every input, and every output that is no input itself; a bound output is written in each run."""
         if self._inner is None:
             raise RunFailed("the session is closed")
-        binding = _Binding(self._inner, buffers)
-        self._binding = binding if binding.names else None
-        return binding.names
+        self._binding = _Binding(self._inner, buffers)
+        return self._binding.names
 
     def observed(self) -> Observed:
         """The session's settings as onnxruntime gives them back, and the nodes left after its optimisation."""
@@ -106,29 +127,57 @@ class OnnxRuntimeSession(Session):
         return Observed(settings, nodes=nodes)
 
 
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """An input or output of onnxruntime's session: its dtype, None where NumPy has none such, and known extents."""
+
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, port: Any) -> _Port:
+        """What onnxruntime's NodeArg says."""
+        import numpy as np
+
+        extents = tuple(extent if isinstance(extent, int) else None for extent in port.shape or ())
+        return cls(np.dtype(_BINDABLE[port.type]) if port.type in _BINDABLE else None, extents)
+
+    def fits(self, array: np.ndarray[Any, Any]) -> bool:
+        """Whether the array is dense, holds anything, and has the port's dtype, rank and known extents."""
+        return (
+            array.size > 0
+            and array.flags.c_contiguous
+            and array.dtype == self.dtype
+            and len(self.shape) == array.ndim
+            and all(extent is None or extent == real for extent, real in zip(self.shape, array.shape, strict=True))
+        )
+
+
 class _Binding:
-    """What of a session is bound, and how it runs then; for one thread at a time.
+    """What of a session is bound, and how it runs then; for one thread at a time where anything is.
 
     onnxruntime also writes an output that is a constant, or a node's copy of an input, into the place bound for it. One
-    that is itself an input comes back as that input's memory instead, so it is not bound.
+    that is itself an input comes back as that input's memory instead, so it is not bound. Before it writes an output it
+    compares the shape with that of the place, also behind an If or a Loop, and raises where they differ.
     """
 
     def __init__(self, inner: Any, buffers: Arrays) -> None:
         self._inner = inner
-        inputs = {port.name: port for port in inner.get_inputs()}
-        outputs = {port.name: port for port in inner.get_outputs()}
+        inputs = {port.name: _Port.of(port) for port in inner.get_inputs()}
+        outputs = {port.name: _Port.of(port) for port in inner.get_outputs()}
         self._both = inputs.keys() & outputs.keys()
         # One port of another type rules IOBinding out for the whole session.
-        bindable = all(port.type in _BINDABLE for port in (*inputs.values(), *outputs.values()))
-        arrays = {name: array for name, array in buffers.items() if bindable and name not in self._both}
-        self._inputs = {n: _value(a) for n, a in arrays.items() if n in inputs and _fits(a, inputs[n])}
+        self._bindable = all(port.dtype is not None for port in (*inputs.values(), *outputs.values()))
+        self._ports = outputs
+        arrays = {name: array for name, array in buffers.items() if self._bindable and name not in self._both}
+        self._inputs = {n: _value(a) for n, a in arrays.items() if n in inputs and inputs[n].fits(a)}
         self._outputs = {
             n: _value(a)
             for n, a in arrays.items()
-            if n in outputs and _fits(a, outputs[n]) and a.flags.writeable and _apart(n, buffers)
+            if n in outputs and outputs[n].fits(a) and a.flags.writeable and _apart(n, buffers)
         }
         self.names = frozenset(self._inputs) | frozenset(self._outputs)
-        self._whole = self._bound()
+        self._whole = self._bound() if self.names else None
 
     def run(self, feeds: Arrays, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         """Writes all bound outputs, and gives those of the named ones that are not bound."""
@@ -138,17 +187,34 @@ class _Binding:
         if not wanted and not feeds:
             self._inner.run_with_iobinding(self._whole)
             return {}
+        found = self._run(feeds, dict.fromkeys(wanted))
+        return {name: array.copy() if name in self._both else array for name, array in found.items()}
+
+    def run_into(self, feeds: Arrays, into: Arrays) -> bool:
+        """Writes the bound outputs and those of `into`, unless there is one that has to be copied: then False."""
+        if not self._bindable or not all(n not in self._both and self._ports[n].fits(a) for n, a in into.items()):
+            return False
+        if into or self._outputs:
+            self._run(feeds, {name: _value(array) for name, array in into.items()})
+        return True
+
+    def _run(self, feeds: Arrays, places: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """All bound outputs, and those named, each in its place or, where that is None, in new memory."""
         # A new one: onnxruntime would write an unbound output over the one that it gave out in the run before.
         binding = self._bound()
         for name, feed in feeds.items():
             if name not in self._inputs:
                 binding.bind_cpu_input(name, feed)
-        for name in wanted:
-            binding.bind_output(name)
+        for name, place in places.items():
+            if place is None:
+                binding.bind_output(name)
+            else:
+                binding.bind_ortvalue_output(name, place)
         self._inner.run_with_iobinding(binding)
-        values = list(binding.get_outputs_as_ortvaluevector())[len(self._outputs) :]
-        found = {name: value.numpy() for name, value in zip(wanted, values, strict=True)}  # each keeps its value alive
-        return {name: array.copy() if name in self._both else array for name, array in found.items()}
+        values = binding.get_outputs_as_ortvaluevector()  # to iterate over it costs 50 microseconds
+        first = len(self._outputs)
+        # Each array keeps its value alive.
+        return {n: values[first + i].numpy() for i, (n, place) in enumerate(places.items()) if place is None}
 
     def _bound(self) -> Any:
         binding = self._inner.io_binding()
@@ -164,17 +230,6 @@ def _value(array: np.ndarray[Any, Any]) -> Any:
     import onnxruntime
 
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-def _fits(array: np.ndarray[Any, Any], port: Any) -> bool:
-    """Whether the array is dense, holds anything, and has the port's dtype, rank and known extents."""
-    return (
-        array.size > 0
-        and array.flags.c_contiguous
-        and array.dtype == _BINDABLE[port.type]
-        and len(port.shape) == array.ndim
-        and all(isinstance(e, str | None) or e == real for e, real in zip(port.shape, array.shape, strict=True))
-    )
 
 
 def _apart(name: str, buffers: Arrays) -> bool:

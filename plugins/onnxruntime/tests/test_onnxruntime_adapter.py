@@ -18,8 +18,8 @@ from paddock.errors import BuildFailed, ModelError, PaddockError, RunFailed, Str
 from paddock.graph import Range
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
-from paddock.plan import Answer, MemoryPlan, Precision, PrecisionPlan, Segment
-from paddock.spi import Context, Probe, ResolvedConfig, SegmentPlan, Session
+from paddock.plan import Answer, Precision, PrecisionPlan, Segment
+from paddock.spi import Context, Probe, ResolvedConfig, SegmentMemory, SegmentPlan, Session
 from paddock_onnxruntime.adapter import CpuOnnxRuntime
 from paddock_onnxruntime.operators import Selector
 from paddock_onnxruntime.session import OnnxRuntimeOptions
@@ -67,7 +67,7 @@ def segment_of(model: Model, precision: Precision = Precision.FP32) -> SegmentPl
     graph = model.graph
     segment = Segment(0, "cpu/onnxruntime", tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
     verdicts = Selector(graph, model.files["model"]).verdicts()
-    return SegmentPlan(segment, PrecisionPlan(precision), MemoryPlan(0, 0, 0), verdicts=tuple(verdicts))
+    return SegmentPlan(segment, PrecisionPlan(precision), SegmentMemory(), verdicts=tuple(verdicts))
 
 
 def loaded(model: Model, folder: Path, **options: Any) -> Session:

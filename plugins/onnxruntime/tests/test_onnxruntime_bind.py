@@ -12,8 +12,8 @@ from paddock.config import HardwareConfig
 from paddock.errors import RunFailed
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
-from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment
-from paddock.spi import Context, ResolvedConfig, SegmentPlan, Session
+from paddock.plan import Precision, PrecisionPlan, Segment
+from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan, Session
 from paddock_onnxruntime.adapter import CpuOnnxRuntime
 from paddock_onnxruntime.session import OnnxRuntimeOptions
 
@@ -63,7 +63,7 @@ def load(content: Any, folder: Path, **options: Any) -> Session:
     context = Context(folder, folder)
     segment = Segment(0, "cpu/onnxruntime", tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
     verdicts = adapter.select_operators(model, context).verdicts
-    plan = SegmentPlan(segment, PrecisionPlan(Precision.FP32), MemoryPlan(0, 0, 0), verdicts=verdicts)
+    plan = SegmentPlan(segment, PrecisionPlan(Precision.FP32), SegmentMemory(), verdicts=verdicts)
     return adapter.load(adapter.compile(model, plan, context), context)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from paddock.errors import BuildFailed, RunFailed, UsageError
-from paddock.spi import Arrays, Observed, Session
+from paddock.spi import Arrays, Observed, Session, other_shape
 
 from paddock_openvino.sdk import openvino
 
@@ -19,6 +20,8 @@ _LONG_LONG = {"q": "int64", "Q": "uint64"}
 _FLOAT32_MAX = 3.4028234663852886e38
 _BINDABLE = frozenset({"f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "boolean"})
 """OpenVINO's element types that NumPy has as well."""
+WORTH_PLACING = 2**18
+"""Bytes of an output from which copying it takes longer than to choose its place for one run (some 12 us)."""
 
 
 class OpenVinoSession(Session):
@@ -55,6 +58,45 @@ class OpenVinoSession(Session):
 
         Raises `UsageError` for a number that the CPU plugin would silently cut to 32 bits.
         """
+        bound = self._bound
+        names = self._outputs if outputs is None else outputs
+        results = self._infer(feeds, shared=bool(bound))
+        found = {name: results[self._outputs[name]] for name in names if name not in bound}
+        return {name: array.copy() for name, array in found.items()} if bound else found
+
+    def run_into(self, feeds: Arrays, into: Arrays) -> None:
+        """Computes large outputs of fixed shape in the arrays, on the CPU; copies the others once.
+
+        An output of variable shape OpenVINO's CPU plugin would compute in memory of its own and copy, whatever it is
+        given, and it would write one that turns out to be smaller into the front of the array.
+        """
+        request = self._request
+        if request is None:
+            raise RunFailed("the session is closed")
+        fixed = self._fixed_outputs
+        placed = {self._outputs[n]: a for n, a in into.items() if n in fixed and a.nbytes >= WORTH_PLACING}
+        placed = {i: a for i, a in placed.items() if _fits(a, self._compiled.outputs[i])}
+        own = {index: request.get_output_tensor(index) for index in placed}  # all, before any is set
+        try:
+            for index, array in placed.items():
+                request.set_output_tensor(index, self._tensor(array, True))
+            if not all(_lies(request, index, array) for index, array in placed.items()):
+                for index, tensor in own.items():
+                    request.set_output_tensor(index, tensor)
+                placed = {}
+            results = self._infer(feeds, shared=True)
+        finally:  # or the next run would write there
+            for index, tensor in own.items():
+                request.set_output_tensor(index, tensor)
+        for name, array in into.items():
+            if self._outputs[name] not in placed:
+                result = results[self._outputs[name]]
+                if result.shape != array.shape:
+                    raise other_shape(name, array.shape, result.shape)
+                array[...] = result
+
+    def _infer(self, feeds: Arrays, shared: bool) -> list[np.ndarray[Any, Any]]:
+        """One run; every output in the order of OpenVINO's ports, `shared` with the request's memory or copied."""
         request = self._request
         if request is None:
             raise RunFailed("the session is closed")
@@ -71,12 +113,7 @@ class OpenVinoSession(Session):
                 if feed.dtype.char in _LONG_LONG:
                     feed = feed.view(_LONG_LONG[feed.dtype.char])
                 request.set_input_tensor(index, self._tensor(feed, True))
-        names = self._outputs if outputs is None else outputs
-        if not bound:
-            found = list(request.infer(share_outputs=False).values())
-            return {name: found[self._outputs[name]] for name in names}
-        found = list(request.infer(share_outputs=True).values())
-        return {name: found[self._outputs[name]].copy() for name in names if name not in bound}
+        return list(request.infer(share_outputs=shared).values())
 
     def close(self) -> None:
         """Drops the request, and the compiled model with the last of its requests."""
@@ -119,11 +156,24 @@ class OpenVinoSession(Session):
         port = ports[self._inputs[name] if name in self._inputs else self._outputs[name]]
         if not _fits(array, port):
             return False
-        if name in self._inputs:
-            return True
-        # Outputs of one tensor carry all of its names; OpenVINO gives them one place together.
-        others = [p for p in (*self._compiled.inputs, *ports) if p.get_names() & port.get_names()]
-        return len(others) == 1 and _apart(name, buffers)
+        return name in self._inputs or (name in self._fixed_outputs and _apart(name, buffers))
+
+    @cached_property
+    def _fixed_outputs(self) -> frozenset[str]:
+        """The outputs on the CPU whose place can be chosen: of fixed shape, and with a tensor of their own.
+
+        Outputs of one tensor carry all of its names; OpenVINO gives them one place together.
+        """
+        ports = [*self._compiled.inputs, *self._compiled.outputs]
+        names = {name: self._compiled.outputs[i].get_names() for name, i in self._outputs.items()}
+        return frozenset(
+            name
+            for name, index in self._outputs.items()
+            if self._on_cpu
+            and name not in self._inputs
+            and self._compiled.outputs[index].get_partial_shape().is_static
+            and sum(bool(port.get_names() & names[name]) for port in ports) == 1
+        )
 
     def observed(self) -> Observed:
         """The compiled model's properties as OpenVINO gives them back, and the operations of its runtime graph."""

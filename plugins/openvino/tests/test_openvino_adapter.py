@@ -17,8 +17,8 @@ from paddock.errors import BuildFailed, ConfigError, ModelError, RunFailed, Stri
 from paddock.graph import Range
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
-from paddock.plan import Answer, Means, MemoryPlan, Precision, PrecisionPlan, Segment, Verdict
-from paddock.spi import Artifact, Context, ResolvedConfig, SegmentPlan, Session
+from paddock.plan import Answer, Means, Precision, PrecisionPlan, Segment, Verdict
+from paddock.spi import Artifact, Context, ResolvedConfig, SegmentMemory, SegmentPlan, Session
 from paddock_openvino.adapter import CpuOpenVino, CpuOptions, GpuOpenVino, NpuOpenVino
 from paddock_openvino.integers import INTEGERS, SOURCE
 from paddock_openvino.sdk import core
@@ -72,7 +72,7 @@ def segment_of(model: Model, precision: str = "fp32", keep: tuple[int, ...] = ()
     folder = model.files["model"].parent
     verdicts = adapter_of().select_operators(model, Context(folder, folder)).verdicts
     wanted = PrecisionPlan(Precision(precision), Means.BACKEND, keep)
-    return SegmentPlan(segment, wanted, MemoryPlan(0, 0, 0), verdicts=verdicts)
+    return SegmentPlan(segment, wanted, SegmentMemory(), verdicts=verdicts)
 
 
 def loaded(model: Model, folder: Path, precision: str = "fp32", **options: Any) -> Session:

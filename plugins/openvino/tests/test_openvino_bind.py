@@ -13,8 +13,8 @@ from paddock.errors import BuildFailed, RunFailed, UsageError
 from paddock.graph import Range
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
-from paddock.plan import Means, MemoryPlan, Precision, PrecisionPlan, Segment
-from paddock.spi import Context, ResolvedConfig, SegmentPlan, Session
+from paddock.plan import Means, Precision, PrecisionPlan, Segment
+from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan, Session
 from paddock_openvino.adapter import CpuOpenVino, CpuOptions
 from paddock_openvino.sdk import core
 from paddock_openvino.session import OpenVinoSession
@@ -74,7 +74,7 @@ def load(content: Any, folder: Path, precision: str = "fp32", bounds: Mapping[st
     segment = Segment(0, "cpu/openvino", tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
     verdicts = adapter.select_operators(model, context).verdicts
     wanted = PrecisionPlan(Precision(precision), Means.BACKEND)
-    plan = SegmentPlan(segment, wanted, MemoryPlan(0, 0, 0), verdicts=verdicts)
+    plan = SegmentPlan(segment, wanted, SegmentMemory(), verdicts=verdicts)
     return adapter.load(adapter.compile(model, plan, context), context)
 
 

@@ -16,8 +16,8 @@ from paddock.config import HardwareConfig
 from paddock.defects import load
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
-from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment
-from paddock.spi import Context, ResolvedConfig, SegmentPlan
+from paddock.plan import Precision, PrecisionPlan, Segment
+from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan
 from paddock_openvino.adapter import CpuOpenVino, CpuOptions
 from paddock_openvino.sdk import core
 
@@ -295,7 +295,7 @@ def test_an_output_that_is_an_input_keeps_both_names(node: Any, opset: int, tmp_
     plan = SegmentPlan(
         segment,
         PrecisionPlan(Precision.FP32),
-        MemoryPlan(0, 0, 0),
+        SegmentMemory(),
         verdicts=adapter.select_operators(model, context).verdicts,
     )
     session = adapter.load(adapter.compile(model, plan, context), context)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from paddock.errors import BuildFailed, NotAvailable, PaddockError, StrictnessError
 from paddock.model import Model
-from paddock.plan import Means, Precision, Remedy, Verdict
+from paddock.plan import Means, Precision, PrecisionPlan, Remedy, Verdict
 from paddock.spi import (
     Adapter,
     Artifact,
@@ -22,6 +22,7 @@ from paddock.spi import (
     Context,
     Device,
     Devices,
+    Footprint,
     Probe,
     ReferenceRole,
     SegmentPlan,
@@ -32,7 +33,7 @@ from paddock.spi import (
 )
 from pydantic import BaseModel, ConfigDict
 
-from paddock_paddle import defects, sdk
+from paddock_paddle import defects, footprint, sdk
 from paddock_paddle.format import open_program
 from paddock_paddle.kernels import Selector
 from paddock_paddle.predictor import PaddleSession, create
@@ -203,6 +204,10 @@ class CpuPaddle(PaddleAdapter):
         if not facts["optimize"]:
             config.set_optimization_level(0)
 
+    def footprint(self, model: Model, precision: PrecisionPlan) -> Footprint:
+        """What was measured of Paddle's own kernels, as a bound."""
+        return footprint.plain(model.graph)
+
     def device_facts(self) -> Mapping[str, Any]:
         """Whether Paddle's passes run."""
         options = self.config.options
@@ -248,6 +253,10 @@ class CpuMkldnn(PaddleAdapter):
         options = self.config.options
         workarounds = options.workarounds if isinstance(options, MkldnnOptions) else True
         return defects.remedies(model.graph, self.config.precision, workarounds)
+
+    def footprint(self, model: Model, precision: PrecisionPlan) -> Footprint:
+        """What was measured of Paddle with oneDNN, as a bound."""
+        return footprint.onednn(model.graph)
 
     def selector(self, model: Model) -> Selector:
         """oneDNN's kernels first, then Paddle's own."""

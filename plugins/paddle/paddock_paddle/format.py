@@ -14,9 +14,9 @@ from paddock.errors import ModelError, did_you_mean
 from paddock.graph import Graph
 from paddock.model import Files, Model
 from paddock.plan import Segment
-from paddock.spi import Format
+from paddock.spi import Aliasing, Format
 
-from paddock_paddle import extraction
+from paddock_paddle import concrete, extraction
 from paddock_paddle.neutral import neutral
 from paddock_paddle.pir import AGAIN, Program, declared, looks_like_program, read_block, read_pair
 
@@ -45,6 +45,19 @@ class PaddleFormat(Format):
             "assign", "cast", "contiguous", "expand", "expand_as", "flatten", "flip", "reshape", "roll", "slice",
             "squeeze", "strided_slice", "tile", "transpose", "unsqueeze",
         )
+    )  # fmt: skip
+    aliasing: ClassVar[Aliasing] = Aliasing(
+        views=frozenset(f"pd_op.{op}" for op in ("assign", "flatten", "reshape", "squeeze", "unsqueeze")),
+        in_place=frozenset(
+            f"pd_op.{op}"
+            for op in (
+                "abs", "add", "batch_norm_", "bitwise_not", "ceil", "clip", "cos", "divide", "elu", "erf", "exp",
+                "floor", "gelu", "hardsigmoid", "hardswish", "layer_norm", "leaky_relu", "log", "log_softmax", "logical_and",
+                "logical_not", "logical_or", "maximum", "minimum", "mish", "multiply", "pow", "prelu", "reciprocal",
+                "relu", "relu6", "round", "rsqrt", "scale", "sigmoid", "sign", "silu", "sin", "softmax", "softplus",
+                "sqrt", "subtract", "swish", "tanh",
+            )
+        ),
     )  # fmt: skip
     constants: ClassVar[frozenset[str]] = frozenset(
         f"pd_op.{op}" for op in ("assign_value", "full", "full_int_array", "tril_indices", "triu_indices")
@@ -115,6 +128,10 @@ class PaddleFormat(Format):
         Raises `ModelError` for broken files, and `NotAvailable` where a value at the border is no tensor.
         """
         return extraction.extract(open_program(model.files), model, segment, folder)
+
+    def shapes_at(self, model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Mapping[int, tuple[int, ...]]:
+        """By Paddle's symbolic shape inference; without Paddle, what the program itself states."""
+        return concrete.shapes_at(open_program(model.files), model, inputs)
 
 
 def open_program(files: Files) -> Program:

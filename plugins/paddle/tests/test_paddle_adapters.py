@@ -17,9 +17,9 @@ import pytest
 from paddock.config import HardwareConfig
 from paddock.errors import BuildFailed, ModelError, NotAvailable, RunFailed, StrictnessError, UsageError
 from paddock.model import Model
-from paddock.plan import Answer, MemoryPlan, Precision, PrecisionPlan, Segment
+from paddock.plan import Answer, Precision, PrecisionPlan, Segment
 from paddock.samples import Sample, generate
-from paddock.spi import Artifact, Context, ResolvedConfig, SegmentPlan, Threading
+from paddock.spi import Artifact, Context, ResolvedConfig, SegmentMemory, SegmentPlan, Threading
 from paddock_paddle import sdk
 from paddock_paddle.adapters import CpuMkldnn, CpuPaddle, MkldnnOptions, PaddleAdapter, PlainOptions
 from paddock_paddle.format import PaddleFormat
@@ -53,7 +53,7 @@ def segment_of(model: Model, adapter: PaddleAdapter, precision: Precision | None
     graph = model.graph
     segment = Segment(0, adapter.name(), tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
     plan = PrecisionPlan(precision or adapter.config.precision)
-    return SegmentPlan(segment, plan, MemoryPlan(0, 0, 0), tuple(adapter.known_defects(model)))
+    return SegmentPlan(segment, plan, SegmentMemory(), tuple(adapter.known_defects(model)))
 
 
 def artifact_of(adapter: PaddleAdapter, model: Model, folder: Path) -> Artifact:

@@ -12,8 +12,8 @@ import pytest
 from paddock.config import HardwareConfig
 from paddock.errors import RunFailed, UsageError
 from paddock.model import Model
-from paddock.plan import MemoryPlan, PrecisionPlan, Segment
-from paddock.spi import Context, ResolvedConfig, SegmentPlan
+from paddock.plan import PrecisionPlan, Segment
+from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan
 from paddock_paddle.adapters import CpuMkldnn, CpuPaddle, PaddleAdapter
 from paddock_paddle.format import PaddleFormat
 
@@ -114,7 +114,7 @@ def load(
         nodes = tuple(range(len(model.graph.nodes)))
         segment = Segment(0, adapter.name(), nodes, model.graph.inputs, model.graph.outputs)
         remedies = tuple(adapter.known_defects(model))
-        plan = SegmentPlan(segment, PrecisionPlan(config.precision), MemoryPlan(0, 0, 0), remedies)
+        plan = SegmentPlan(segment, PrecisionPlan(config.precision), SegmentMemory(), remedies)
         return adapter.load(adapter.compile(model, plan, context), context)
 
     def made(name: str) -> Apart:

@@ -13,8 +13,8 @@ import pytest
 from paddock.config import HardwareConfig
 from paddock.errors import PaddockError, RunFailed
 from paddock.model import Model
-from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Remedy, Segment
-from paddock.spi import Context, ResolvedConfig, SegmentPlan, Session
+from paddock.plan import Precision, PrecisionPlan, Remedy, Segment
+from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan, Session
 from paddock_paddle import defects
 from paddock_paddle.adapters import CpuMkldnn, CpuPaddle, PaddleAdapter
 from paddock_paddle.format import PaddleFormat
@@ -42,7 +42,7 @@ def session_of(adapter: PaddleAdapter, model: Model, folder: Path, without: str 
     graph = model.graph
     segment = Segment(0, adapter.name(), tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
     remedies = tuple(remedy for remedy in adapter.known_defects(model) if remedy.name != without)
-    plan = SegmentPlan(segment, PrecisionPlan(adapter.config.precision), MemoryPlan(0, 0, 0), remedies)
+    plan = SegmentPlan(segment, PrecisionPlan(adapter.config.precision), SegmentMemory(), remedies)
     context = Context(folder, folder)
     return adapter.load(adapter.compile(model, plan, context), context)
 

@@ -19,9 +19,9 @@ from paddock.config import HardwareConfig
 from paddock.errors import ModelError, NotAvailable, Unsupported
 from paddock.graph import Graph, Range
 from paddock.model import Model
-from paddock.plan import MemoryPlan, Precision, PrecisionPlan, Segment
+from paddock.plan import Precision, PrecisionPlan, Segment
 from paddock.samples import Sample, generate
-from paddock.spi import Context, ResolvedConfig, SegmentPlan
+from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan
 from paddock_paddle.adapters import CpuPaddle, PlainOptions
 from paddock_paddle.format import PaddleFormat, open_program
 
@@ -101,7 +101,7 @@ def run(model: Model, feeds: Feeds, folder: Path) -> dict[str, np.ndarray[Any, A
     adapter = CpuPaddle(ResolvedConfig(config, PlainOptions(optimize=False), 1), None)
     graph = model.graph
     whole = Segment(0, adapter.name(), tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
-    plan = SegmentPlan(whole, PrecisionPlan(Precision.FP32), MemoryPlan(0, 0, 0), ())
+    plan = SegmentPlan(whole, PrecisionPlan(Precision.FP32), SegmentMemory(), ())
     context = Context(folder, folder)
     session = adapter.load(adapter.compile(model, plan, context), context)
     try:

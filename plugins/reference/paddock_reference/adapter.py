@@ -19,7 +19,7 @@ from paddock.defects import remedies
 from paddock.errors import BuildFailed, ConfigError, RunFailed
 from paddock.graph import Value
 from paddock.model import Files, Model
-from paddock.plan import Precision, Remedy, Verdict
+from paddock.plan import Precision, PrecisionPlan, Remedy, Verdict
 from paddock.spi import (
     Adapter,
     Arrays,
@@ -28,6 +28,7 @@ from paddock.spi import (
     Context,
     Device,
     Devices,
+    Footprint,
     Observed,
     Probe,
     ReferenceRole,
@@ -39,6 +40,7 @@ from paddock.spi import (
     Threading,
 )
 
+from paddock_reference import footprint
 from paddock_reference.narrow import rounding, widen_bfloat16, widened
 from paddock_reference.operators import Operators, every_node
 
@@ -114,6 +116,10 @@ class ReferenceAdapter(Adapter):
     def known_defects(self, model: Model) -> Sequence[Remedy]:
         """The forms of operators that the evaluator computes wrongly, from defects.json."""
         return remedies(load_defects("paddock_reference"), model.graph, self.probe().versions, self.config.precision)
+
+    def footprint(self, model: Model, precision: PrecisionPlan) -> Footprint:
+        """What was measured of the evaluator, as a bound."""
+        return footprint.footprint(model.graph)
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
         """Refers to the model's own files: the evaluator builds nothing that could be kept."""

@@ -16,8 +16,18 @@ from paddock.config import HardwareConfig
 from paddock.errors import RunFailed
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
-from paddock.plan import Answer, MemoryPlan, Precision, PrecisionPlan, Segment, Verdict
-from paddock.spi import Context, NoOptions, ResolvedConfig, SegmentPlan, Selection, Session, Shapes, Threading
+from paddock.plan import Answer, Precision, PrecisionPlan, Segment, Verdict
+from paddock.spi import (
+    Context,
+    NoOptions,
+    ResolvedConfig,
+    SegmentMemory,
+    SegmentPlan,
+    Selection,
+    Session,
+    Shapes,
+    Threading,
+)
 from paddock_reference.adapter import ReferenceAdapter
 
 _RANDOM = "draws random numbers"
@@ -103,7 +113,7 @@ def select(model: Model, context: Context) -> Selection:
 def open_session(model: Model, context: Context) -> Session:
     graph, one = model.graph, adapter()
     segment = Segment(0, one.name(), tuple(n.index for n in graph.nodes), graph.inputs, graph.outputs)
-    plan = SegmentPlan(segment, PrecisionPlan(Precision.FP32), MemoryPlan(0, 0, 0))
+    plan = SegmentPlan(segment, PrecisionPlan(Precision.FP32), SegmentMemory())
     return one.load(one.compile(model, plan, context), context)
 
 

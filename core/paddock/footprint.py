@@ -1,0 +1,341 @@
+"""What a deployment really takes: its sessions loaded and run in a fresh process, and the resident peak over runtimes.
+
+Planned by bounds until this was measured once; what was measured is kept in the store and planned by from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import pickle
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from paddock.child import Child
+from paddock.errors import ChildFailed, MemoryRefused, NotAvailable
+from paddock.flow import Flow
+from paddock.host import InProcessHost, ServingHost, building
+from paddock.machine import host_facts
+from paddock.pipeline import Pipeline
+from paddock.planning.memory import readable
+from paddock.prepare import Prepared
+from paddock.registry import Resolved
+from paddock.samples import Sample, typical
+from paddock.spi import Artifact, Context, Session
+from paddock.workshop import SECONDS
+
+ROUNDS = 2
+"""How often each instance runs alone, and all of them at once: some backends take more in the second run only."""
+_PERIOD = 0.01
+"""Seconds between two looks at a process that has a limit."""
+_KEPT = "footprints"
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the sessions of one deployment took in a process of their own, in bytes over `baseline`.
+
+    `baseline` is what was resident with the runtimes imported and nothing loaded, `peak` the largest of loading and
+    running, `steady` what was left after the last run. Inputs and outputs of one request of each instance are counted.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    baseline: PositiveInt
+    peak: NonNegativeInt
+    steady: int
+    instances: PositiveInt
+    seconds: float
+    exact: bool = True
+    """Whether the kernel's own mark was read; else the largest of looks 10 milliseconds apart."""
+
+
+def measure(
+    prepared: Prepared, artifacts: Sequence[Artifact], feeds: Sample, limit: int | None = None, seconds: float = SECONDS
+) -> Measured:
+    """Loads and runs a deployment's artifacts in a fresh child: each instance alone, then all at once.
+
+    Args:
+        prepared: The plan.
+        artifacts: One for each of its parts.
+        feeds: One request at its largest shapes, by the names of `prepared.interface`.
+        limit: Bytes over the loaded runtimes; the child is ended as soon as it is seen above.
+        seconds: How long it may take.
+
+    Raises:
+        MemoryRefused: It took more than `limit`.
+        BuildFailed, RunFailed: A session could not be loaded or run; `ChildFailed` where it crashed or took too long.
+    """
+    given = prepared.to_target(feeds)
+    with ExitStack() as stack:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=prepared.job.work, prefix="footprint-")))
+        _write(path / "feeds", given)
+        segments = tuple(
+            _Segment(p.name, p.workshop.resolved, artifact, p.context.work, p.context.cache)
+            for p, artifact in zip(prepared.parts, artifacts, strict=True)
+        )
+        flow = Flow.of(prepared.parts, prepared.origin.graph) if len(segments) > 1 else None
+        work = _Work(prepared.plan.adapter, segments, flow, prepared.config.instances, path / "feeds")
+        child = stack.enter_context(Child(f"measuring {prepared.plan.adapter}"))
+        pid, baseline = child.call(_settle_here, work, seconds=seconds)
+        watch = _Watch(pid, None if limit is None else baseline + limit)
+        try:
+            with watch:
+                found = child.call(_measure_here, seconds=seconds)
+        except ChildFailed:
+            if watch.seen is None:
+                raise
+            assert limit is not None
+            raise _over(watch.seen - baseline, limit, "and was ended") from None
+    if limit is not None and found.peak > limit:
+        raise _over(found.peak, limit, "at its peak")
+    return found
+
+
+def largest(prepared: Prepared) -> Sample:
+    """A generated request at the largest shapes that the config admits."""
+    format = prepared.registry.formats[prepared.origin.format]
+    return typical(prepared.interface, format.gathers, format.transparent, at="max")
+
+
+def kept(prepared: Prepared) -> Measured | None:
+    """What was measured of this plan on this host before; None where nothing was, or what is kept is no such thing."""
+    data = prepared.registry.store.get(_KEPT, _key(prepared))
+    try:
+        return None if data is None else _measured().validate_json(json.dumps(data))
+    except ValidationError:
+        return None  # foreign or damaged: it is measured again, and written over
+
+
+def keep(prepared: Prepared, found: Measured) -> None:
+    """Keeps what was measured for whoever plans the same again."""
+    prepared.registry.store.put(_KEPT, _key(prepared), asdict(found))
+
+
+def _key(prepared: Prepared) -> list[Any]:
+    """The plan, less how its answers are judged, which changes nothing of what it takes."""
+    semantics = prepared.plan.semantics()
+    return [{k: v for k, v in semantics.items() if k not in ("verify", "budget")}, host_facts()]
+
+
+@cache
+def _measured() -> TypeAdapter[Measured]:
+    return TypeAdapter(Measured)
+
+
+def _over(taken: int, limit: int, how: str) -> MemoryRefused:
+    return MemoryRefused(
+        f"took {readable(taken)} over its runtimes {how}, over the limit of {readable(limit)}",
+        where="$.memory.limit",
+        remedy="raise memory.limit, or lower batch_size, shapes or instances",
+    )
+
+
+class _Watch:
+    """Ends a process as soon as it is seen above `limit` resident bytes; `seen` is then what it had."""
+
+    def __init__(self, pid: int, limit: int | None) -> None:
+        self.seen: int | None = None
+        self._limit = limit
+        self._done = threading.Event()
+        self._process = psutil.Process(pid)
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        with contextlib.suppress(psutil.Error):  # it has ended by itself
+            while self._limit is not None and not self._done.wait(_PERIOD):
+                resident = self._process.memory_info().rss
+                if resident > self._limit:
+                    self.seen = resident
+                    self._process.kill()
+                    return
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """What the child needs of a part: how messages name it, its adapter, what to load, and the folders for that."""
+
+    name: str
+    resolved: Resolved
+    artifact: Artifact
+    work: Path
+    cache: Path
+
+    def load(self) -> Session:
+        """A session; called on the thread that it belongs to."""
+        resolved, artifact = self.resolved, self.artifact
+        adapter = resolved.registered.adapter(resolved.config, resolved.device)
+        verdict = adapter.compatible(artifact)
+        if not verdict.usable:
+            raise NotAvailable(f"{self.name}: its artifact does not fit this host: {verdict.reason}")
+        context = Context(self.work, self.cache)
+        session: Session = building(f"{self.name}: loading", lambda: adapter.load(artifact, context))
+        return session
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A whole deployment for the child; `flow` where it has several segments."""
+
+    name: str
+    segments: tuple[_Segment, ...]
+    flow: Flow | None
+    instances: int
+    feeds: Path
+
+    def host(self) -> ServingHost:
+        """All its sessions, as a deployment has them."""
+        hosts = []
+        for segment in self.segments:
+            threading_kind = segment.resolved.registered.adapter.concurrency.threading
+            hosts.append(InProcessHost(segment.load, threading_kind, self.instances, segment.name))
+        if self.flow is None:
+            return hosts[0]
+        return Pipeline(self.flow, hosts, self.instances, self.name)
+
+
+_WORK: list[_Work] = []
+"""In the child: what it is to measure."""
+
+
+def _settle_here(work: _Work) -> tuple[int, int]:
+    """(process id, resident bytes) once the runtimes are imported and their waste is given back."""
+    _WORK[:] = [work]
+    for adapter in {segment.resolved.registered.adapter for segment in work.segments}:
+        building(f"{adapter.name()}: importing its runtime", adapter.probe_device)
+    return os.getpid(), _settled()
+
+
+def _measure_here() -> Measured:
+    """Nothing that the parent sends lies in the measured span: the request is read from a file inside of it."""
+    work = _WORK[0]
+    begun = time.perf_counter()
+    baseline = _settled()
+    with _peak() as peak:
+        host = work.host()
+        requests = [_read(work.feeds) for _ in range(work.instances)]
+        for instance, feeds in enumerate(requests):
+            for _ in range(ROUNDS):
+                host.run_on(instance, feeds)  # its answer is dropped before the next run
+        for _ in range(ROUNDS):
+            futures = [host.submit(feeds) for feeds in requests]
+            answers = [future.result() for future in futures]
+            del futures, answers
+        gc.collect()
+        steady = _resident()
+    highest, exact = peak()
+    return Measured(
+        baseline=baseline,
+        peak=max(0, highest - baseline),
+        steady=steady - baseline,
+        instances=work.instances,
+        seconds=round(time.perf_counter() - begun, 3),
+        exact=exact,
+    )
+
+
+def _settled() -> int:
+    """Resident bytes after what was freed has gone back to the kernel: what the allocator kept would be used again by
+    the sessions, and they would seem to take that much less."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's own; elsewhere nothing is known to be kept
+        ctypes.CDLL(None).malloc_trim(0)
+    return _resident()
+
+
+def _resident() -> int:
+    return _status("VmRSS") or int(psutil.Process().memory_info().rss)
+
+
+def _status(name: str) -> int | None:
+    """A figure of the kernel's about this process in bytes; None where it has none."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+@contextlib.contextmanager
+def _peak() -> Iterator[Callable[[], tuple[int, bool]]]:
+    """The largest resident size of the block, asked for after it, and whether it is the kernel's own mark.
+
+    The mark counts from the process's beginning, with all that importing the runtimes took for a moment. Where it
+    cannot be set back, it still tells a peak above the one before; any other is what a thread sees.
+    """
+    with contextlib.suppress(OSError):  # not Linux, or not allowed in this container
+        _CLEAR.write_text("5")
+    before, begun = _status("VmHWM"), _resident()
+    marked = before is not None and before - begun <= _SLACK
+    seen = [begun]
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_PERIOD):
+            seen.append(max(seen.pop(), _resident()))
+
+    thread = threading.Thread(target=look, daemon=True)
+    if not marked:
+        thread.start()
+
+    def highest() -> tuple[int, bool]:
+        mark = _status("VmHWM")
+        if mark is not None and (marked or (before is not None and mark > before)):
+            return mark, True
+        return max(seen[0], _resident()), False
+
+    try:
+        yield highest
+    finally:
+        done.set()
+        if not marked:
+            thread.join()
+
+
+_SLACK = 1 << 20
+"""Bytes by which the mark may be above what is resident right after it was set back."""
+
+
+def _write(path: Path, feeds: Sample) -> None:
+    """A request as a file: small things pickled, then the arrays' bytes as they are."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(dict(feeds), protocol=5, buffer_callback=buffers.append)
+    with path.open("wb") as file:
+        pickle.dump((head, [buffer.raw().nbytes for buffer in buffers]), file)
+        for buffer in buffers:
+            file.write(buffer.raw())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The request, its arrays in memory of their own; reading takes none beside."""
+    with path.open("rb", buffering=0) as file:
+        head, sizes = pickle.load(file)
+        buffers = [bytearray(size) for size in sizes]
+        for buffer in buffers:
+            view = memoryview(buffer)
+            while view:
+                view = view[file.readinto(view) or len(view) :]
+        feeds: dict[str, Any] = pickle.loads(head, buffers=buffers)
+    return feeds

@@ -1,0 +1,243 @@
+"""A model being served: what the user of `paddock.deploy` holds."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from paddock import footprint
+from paddock.arena import Arena
+from paddock.checks import largest_sample
+from paddock.errors import RunFailed, UsageError, did_you_mean
+from paddock.footprint import Measured
+from paddock.host import Outputs, ServingHost
+from paddock.into import Receivers
+from paddock.model import Files, Model
+from paddock.plan import Means, Plan
+from paddock.planning.shapes import describe_shape
+from paddock.prepare import Prepared
+from paddock.registry import Registry
+from paddock.samples import Border
+from paddock.spi import Artifact, Event
+from paddock.verify import Report
+
+
+class Deployment:
+    """A model served as its config asked, checked. Safe from many threads; a context manager.
+
+    Made by `paddock.deploy`.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        plan: Plan,
+        report: Report,
+        artifacts: Sequence[Artifact],
+        host: ServingHost,
+        arena: Arena,
+    ) -> None:
+        self.name = prepared.name
+        self.config = prepared.config
+        self.plan = plan
+        """The frozen plan, with what took effect."""
+        self.report = report
+        """The verification's report."""
+        self.artifacts = tuple(artifacts)
+        """One for each segment of the placement."""
+        self._prepared = prepared
+        self._host = host
+        self._closed = False
+        # Also when a deployment is dropped, or the interpreter ends, without `close`.
+        weakref.finalize(self, prepared.discard)
+        self._registry = prepared.registry
+        self._arena = arena
+        self.interface = prepared.interface
+        """What requests are checked by: the model's graph, float inputs and outputs in the config's `io_dtype`."""
+        self._border = Border(self.interface)
+        self._receivers = Receivers(self.interface)
+        inputs = zip(prepared.origin.graph.input_values, prepared.target.graph.input_values, strict=True)
+        outputs = zip(prepared.origin.graph.output_values, prepared.target.graph.output_values, strict=True)
+        self._inputs = {here.name: there.name for here, there in inputs}
+        self._outputs = {here.name: there.name for here, there in outputs}
+        self._renames = any(here != there for here, there in (*self._inputs.items(), *self._outputs.items()))
+
+    @property
+    def model(self) -> Model:
+        """The model as the user gave it, with the config's shapes as bounds."""
+        return self._prepared.origin
+
+    @property
+    def lowered(self) -> tuple[Files, Files]:
+        """The files of the first segment's model in its adapter's format: before it was cast or quantised, and after.
+
+        The same twice where the model is run as it is.
+        """
+        target = self._prepared.parts[0].target
+        made = self.plan.precision.means in (Means.CAST, Means.QUANTIZE) and target.source is not None
+        return (target.source if made and target.source else target).files, target.files
+
+    @property
+    def registry(self) -> Registry:
+        """The plugins it was chosen from."""
+        return self._registry
+
+    @property
+    def owned_bytes(self) -> int:
+        """Bytes that Paddock itself has allocated: what crosses borders between segments, and staging copies."""
+        return self._arena.plan.nbytes
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Each input's dtype and admitted shape, printable."""
+        graph = self.interface
+        return {value.name: f"{value.dtype} {describe_shape(graph, value)}" for value in graph.input_values}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs' names."""
+        return tuple(self._outputs)
+
+    def measure_memory(self) -> Measured:
+        """What its sessions take, measured in a fresh process at the largest shapes; kept, so that later plans know it.
+
+        Raises `ChildFailed` where that process crashes or takes too long.
+        """
+        found = footprint.measure(self._prepared, self.artifacts, largest_sample(self._prepared))
+        footprint.keep(self._prepared, found)
+        return found
+
+    def run(
+        self,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        into: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Answers one request.
+
+        Args:
+            feeds: An array for each input: NumPy, or anything with `__dlpack__` on the host.
+            outputs: The outputs wanted; all by default.
+            into: Instead of `outputs`: arrays to write outputs into, by name. Only these are computed for the caller.
+
+        Returns the outputs by name: arrays that belong to the caller, or those of `into`. Raises `UsageError` for feeds
+        or arrays that do not fit (what was written until then stays), `RunFailed` where the backend fails or the
+        deployment is closed.
+        """
+        ready, stretch = self._staged(self._border.check(feeds, dense=False))
+        try:
+            if into is not None:
+                return self._run_into(ready, outputs, into)
+            if not self._renames and outputs is None:
+                return self._host.run(ready)
+            outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
+            return self._named(self._host.run(*self._translated(ready, outputs)), outputs)
+        finally:
+            if stretch is not None:
+                self._arena.release(stretch)
+
+    def submit(
+        self,
+        feeds: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        into: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    ) -> Future[dict[str, np.ndarray[Any, Any]]]:
+        """`run` on the deployment's own threads; what is given is checked at once, and not to be changed until then."""
+        answer: Future[Outputs] = Future()
+        outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
+        ready, stretch = self._staged(self._border.check(feeds, dense=False))
+        try:
+            places = None if into is None else self._places(ready, outputs, into)
+            inner = self._host.submit(*self._translated(ready, outputs), places)
+        except BaseException:
+            self._arena.release(stretch)
+            raise
+
+        def done(finished: Future[Outputs]) -> None:
+            self._arena.release(stretch)
+            if not answer.set_running_or_notify_cancel():
+                return
+            error = finished.exception()
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(dict(into) if into is not None else self._named(finished.result(), outputs))
+
+        inner.add_done_callback(done)
+        return answer
+
+    def _staged(self, ready: dict[str, np.ndarray[Any, Any]]) -> tuple[dict[str, np.ndarray[Any, Any]], int | None]:
+        """The feeds, dense: copies of those that are not lie in the arena as long as one of its stretches is held."""
+        for array in ready.values():
+            if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
+                break
+        else:
+            return ready, None
+        graph = self.interface
+        inputs = ((index, ready[graph.values[index].name]) for index in graph.inputs)
+        loose = {v: array for v, array in inputs if isinstance(array, np.ndarray) and not array.flags.c_contiguous}
+        dense, stretch = self._arena.stage(loose)
+        return {**ready, **{graph.values[v].name: array for v, array in dense.items()}}, stretch
+
+    def _places(
+        self, ready: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None, into: Mapping[str, Any]
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        if outputs is not None:
+            raise UsageError("outputs and into exclude each other", where="into", remedy="leave outputs out")
+        return {self._outputs[name]: array for name, array in self._receivers.check(into, ready).items()}
+
+    def _run_into(
+        self, ready: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None, into: Mapping[str, Any]
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        places = self._places(ready, outputs, into)
+        self._host.run(self._translated(ready, None)[0], None, places)
+        return dict(into)
+
+    def close(self) -> None:
+        """Waits for the requests inside, then frees everything; closing twice is fine."""
+        self._host.check_closing()
+        try:
+            self._host.close()
+        finally:
+            self._prepared.discard()
+            if not self._closed:
+                self._closed = True
+                self._registry.observe(Event("closed", self.name))
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _translated(
+        self, ready: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None
+    ) -> tuple[dict[str, np.ndarray[Any, Any]], list[str] | None]:
+        if isinstance(outputs, str):
+            raise UsageError("is one name, not a list of names", where="outputs", remedy=f"write [{outputs!r}]")
+        wanted = None if outputs is None else [self._output(name) for name in outputs]
+        return {self._inputs[name]: array for name, array in ready.items()}, wanted
+
+    def _named(self, found: Outputs, wanted: Sequence[str] | None) -> Outputs:
+        try:
+            return {here: found[there] for here, there in self._outputs.items() if wanted is None or here in wanted}
+        except KeyError as missing:
+            raise RunFailed(f"{self.plan.adapter} left out the output {missing} of this run") from None
+
+    def _output(self, name: object) -> str:
+        if not isinstance(name, str) or name not in self._outputs:
+            known = list(self._outputs)
+            raise UsageError(
+                f"the model has no output {name!r}",
+                where="outputs",
+                candidates=known,
+                remedy=did_you_mean(str(name), known),
+            )
+        return self._outputs[name]

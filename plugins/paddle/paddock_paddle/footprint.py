@@ -1,0 +1,78 @@
+"""What Paddle Inference takes at most on the CPU, plain and with oneDNN, beside the bytes that the graph tells.
+
+Measured 2026-11-23 with paddlepaddle 3.3.1 on x86-64 (AVX2, 2 cores, glibc 2.36), each deployment in a fresh process:
+ResNet-50, MobileNetV2, a DeepSeek-style decoder, rotary embeddings, a 12-layer encoder and one linear layer, batch 1
+and 16, one and two predictors, 2 and 16 threads. `python -m benchmarks.footprint` measures them again.
+
+Both allocate every intermediate of every run with malloc and free it behind its last reader, on several threads. Blocks
+under 32 MiB stay in glibc's arenas in pieces that the next ones do not always fit into: `LEFT`.
+"""
+
+from __future__ import annotations
+
+from paddock.graph import Graph
+from paddock.planning.workspace import column_bytes, intermediate_bytes
+from paddock.spi import Footprint
+
+MIB = 1 << 20
+
+PLAIN_PROCESS = 19 * MIB
+"""Pages of Paddle's libraries, its registries and passes, at the first predictor: 10 to 15 MiB."""
+PLAIN_SESSION = 8 * MIB
+"""Of each predictor and its thread beside what grows with the model: 1 to 6 MiB."""
+PLAIN_KEPT = 1.2
+"""Weights that a predictor keeps: 1.02 times; what fusing folds is there twice for a moment."""
+PLAIN_INTERMEDIATES = 3.3
+"""Intermediates: 2.4 to 3.1 times the best layout; no operation works in place across the values that others read."""
+
+ONEDNN_PROCESS = 32 * MIB
+"""The same with oneDNN's library, generated kernels and primitives: 22 to 26 MiB."""
+ONEDNN_SESSION = 14 * MIB
+"""The same with oneDNN's scratchpad for each thread: 8 to 11 MiB."""
+ONEDNN_KEPT = 2.4
+"""Weights that a predictor keeps: as they were, and reordered in blocks for the kernels: 1.9 to 2.2 times."""
+ONEDNN_INTERMEDIATES = 2.9
+"""Intermediates in blocks of channels, with reorders at their borders: 1.6 to 2.8 times the best layout."""
+
+NODE = 30_000
+"""Bytes of each node: the program, its passes' copies and the executor's instructions: 12,000 to 25,000."""
+LOADING = 0.3
+"""Weights once more while they are read: 0.1 times."""
+LEFT = 0.5
+"""Of the sum of all intermediates, what may lie in pieces that are not used again, at most `LEFT_MOST`."""
+LEFT_MOST = 128 * MIB
+"""10 to 60 MiB were seen after five to ten runs, and 200 for the encoder at batch 16: its weights leave room for it."""
+
+CONVOLUTIONS = frozenset(
+    f"pd_op.{name}" for name in ("conv2d", "conv3d", "conv2d_transpose", "conv3d_transpose", "depthwise_conv2d")
+)
+
+
+def plain(graph: Graph) -> Footprint:
+    """The bound for Paddle's own kernels, whose convolutions write a matrix of columns for one image at a time."""
+    return Footprint(
+        process=PLAIN_PROCESS,
+        session=PLAIN_SESSION,
+        node=NODE,
+        kept=PLAIN_KEPT,
+        loading=LOADING,
+        intermediates=PLAIN_INTERMEDIATES,
+        workspace=_left(graph) + column_bytes(graph, CONVOLUTIONS),
+    )
+
+
+def onednn(graph: Graph) -> Footprint:
+    """The bound for oneDNN's kernels; in bf16 the reordered copies are smaller, the bound is the same."""
+    return Footprint(
+        process=ONEDNN_PROCESS,
+        session=ONEDNN_SESSION,
+        node=NODE,
+        kept=ONEDNN_KEPT,
+        loading=LOADING,
+        intermediates=ONEDNN_INTERMEDIATES,
+        workspace=_left(graph),
+    )
+
+
+def _left(graph: Graph) -> int:
+    return min(LEFT_MOST, round(LEFT * intermediate_bytes(graph)))
