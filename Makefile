@@ -9,7 +9,7 @@ NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
 DOWNLOAD := 440 MB
 DISK     := 1.6 GB
 
-.PHONY: demo test lint bench precision nodes light schema clean
+.PHONY: demo test lint bench precision memory nodes light schema clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -31,6 +31,13 @@ bench: $(READY)
 precision: $(READY)
 	$(BIN)/python -m benchmarks.precision
 
+# Layouts on MiniMalloc's instances and on real graphs, what runtimes take beside what was planned, and that nothing grows.
+memory: $(READY)
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.layouts
+	$(BIN)/python -m benchmarks.footprint
+	$(BIN)/python -m benchmarks.growth
+
 # ONNX's own backend node tests on every CPU adapter that is fed ONNX: what runs natively, helped, not, or wrong.
 nodes: $(READY)
 	$(BIN)/python -m paddock.testing $(NODE_ADAPTERS:%=--adapter %) --chain cpu/onnxruntime,cpu/reference
@@ -42,7 +49,7 @@ light: $(READY)
 schema: $(READY)
 	$(BIN)/paddock schema > adapters_json/hardware_config.schema.json
 
-$(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
+$(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml) core/setup.py $(wildcard core/paddock/planning/*.cpp)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("Paddock needs Python 3.11 or 3.12, %s is %d.%d: run make PYTHON=python3.11" % (sys.executable, *v))'
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version): downloads about $(DOWNLOAD) once (PaddlePaddle, OpenVINO, ONNX Runtime), takes $(DISK) of disk."
 	$(PYTHON) -m venv $(VENV)

@@ -18,13 +18,15 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 # Read top to bottom, this is the way a config takes; a module imports only what stands above it.
 ORDER = [
     "errors", "graph", "memory_plan", "plan", "jsontext", "config_errors", "config", "machine", "model",
-    "planning", "planning.classes", "planning.aliasing", "planning.mincut", "planning.casts", "formats", "spi", "defects",
-    "onnx_wire", "onnx_tensors", "onnx_store", "onnx_extract", "onnx_ports", "onnx_cast", "onnx_ranges", "onnx_dtypes",
+    "planning", "planning.classes", "planning.aliasing", "planning.workspace", "planning.mincut", "planning.casts",
+    "formats", "spi", "defects",
+    "onnx_wire", "onnx_tensors", "onnx_store", "onnx_extract", "onnx_ports", "onnx_cast", "onnx_ranges", "onnx_shapes", "onnx_dtypes",
     "onnx_cast_check",
     "onnx_format", "builtin", "child", "cache", "contract", "wellknown", "registry",
     "planning.shapes", "planning.cost", "planning.partition", "planning.verifier", "planning.operators",
     "planning.bisection", "planning.fewest", "planning.precision",
-    "planning.offset_problem", "planning.offset_greedy", "planning.offset_search", "planning.offsets", "planning.offsets_verifier",
+    "planning.offset_problem", "planning.offset_greedy", "planning.offset_search", "planning.offsets",
+    "planning.offsets_verifier",
     "planning.lifetimes", "planning.memory", "arena", "occupancy", "timeline", "page_layout", "page_data", "page",
     "npz", "samples", "into", "own_thread", "host", "workshop", "compile", "references", "reading", "sampling",
     "quantizing", "lowering", "placing", "flow", "pipeline", "metrics", "verify",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from paddock.arena import ArenaPlan
 from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.errors import BuildFailed, MemoryRefused, ModelError
@@ -47,11 +48,24 @@ class Budgeter:
         """The model's graph, with the config's bounds."""
         return self.whole.graph
 
+    @cached_property
+    def flow(self) -> Flow:
+        """The way of the data through the parts."""
+        return Flow.of(self.parts, self.origin)
+
+    @cached_property
+    def arena(self) -> ArenaPlan:
+        """Paddock's own memory: what is planned here is what is allocated."""
+        return self.flow.arena(self.config.instances)
+
     def plan(self) -> MemoryPlan:
         """The prediction for the largest shapes that the config admits."""
+        return self._plan(self.origin, self.largest_graphs(), memory.SECONDS)
+
+    def largest_graphs(self) -> list[Graph]:
+        """The parts' graphs with the shapes that their values have at most, as far as they can be told."""
         graphs = [part.target.graph for part in self.parts]
-        told = self._told(self.origin, graphs)
-        return self._plan(self.origin, list(map(_shaped, graphs, told)), memory.SECONDS)
+        return list(map(_shaped, graphs, self._told(self.origin, graphs)))
 
     def rough(self) -> MemoryPlan:
         """The same without asking anybody for shapes, and with greedy layouts only: for a plan that is only tried."""
@@ -161,8 +175,8 @@ class Budgeter:
     def _plan(self, origin: Graph, graphs: Sequence[Graph], seconds: float) -> MemoryPlan:
         instances = self.config.instances
         segments = tuple(self._segment(part, graph, seconds) for part, graph in zip(self.parts, graphs, strict=True))
-        owned = Flow.of(self.parts, origin).arena(instances).nbytes
-        return MemoryPlan(segments, owned, instances, self.device.memory_kind, self.config.memory.limit)
+        arena = self.arena if origin is self.origin else Flow.of(self.parts, origin).arena(instances)
+        return MemoryPlan(segments, arena.nbytes, instances, self.device.memory_kind, self.config.memory.limit)
 
     def _segment(self, part: Part, graph: Graph, seconds: float) -> SegmentMemory:
         workshop = part.workshop

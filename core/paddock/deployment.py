@@ -20,7 +20,6 @@ from paddock.errors import (
     PaddockError,
     RunFailed,
 )
-from paddock.flow import Flow
 from paddock.host import InProcessHost, ServingHost, building
 from paddock.pipeline import Pipeline
 from paddock.precision_search import found_before, search, searchable
@@ -164,8 +163,7 @@ def _artifacts(prepared: Prepared, samples: Sequence[Sample]) -> list[Artifact]:
 def _load(prepared: Prepared, artifacts: Sequence[Artifact]) -> tuple[ServingHost, Arena]:
     """The sessions in this process, and Paddock's own memory."""
     plan, parts = prepared.plan, prepared.parts
-    flow = Flow.of(parts, prepared.origin.graph)
-    arena = Arena(flow.arena(prepared.config.instances), prepared.interface)
+    arena = Arena(prepared.budgeter.arena, prepared.interface)
     hosts: list[InProcessHost] = []
     try:
         for part, artifact in zip(parts, artifacts, strict=True):
@@ -173,7 +171,7 @@ def _load(prepared: Prepared, artifacts: Sequence[Artifact]) -> tuple[ServingHos
             hosts.append(InProcessHost(_loader(part, artifact), threading_kind, prepared.config.instances, part.name))
         host: ServingHost = hosts[0]
         if len(parts) > 1:
-            host = Pipeline(flow, hosts, prepared.config.instances, plan.adapter, arena)
+            host = Pipeline(prepared.budgeter.flow, hosts, prepared.config.instances, plan.adapter, arena)
     except BaseException:
         for loaded in hosts:
             with contextlib.suppress(PaddockError):

@@ -207,7 +207,7 @@ def step(kind: str, number: int, source: str) -> tuple[list[Any], str]:
             return [*parts, node("Add", [source, f"{d}f"], [out])], out
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kinds=st.lists(st.sampled_from(["swap", "flat", "tile", "half", "grow", "turn", "range"]), min_size=1, max_size=6),
     extents=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3)),
@@ -221,7 +221,9 @@ def test_chains_are_told_as_they_run(kinds: list[str], extents: tuple[int, int, 
     compared(model, {"x": np.zeros(extents, np.float32)})
 
 
-NODE_TESTS = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "node").iterdir())[5::24]
+NODES = Path(onnx.__file__).parent / "backend" / "test" / "data" / "node"
+NODE_TESTS = [*sorted(NODES.iterdir())[5::36], NODES / "test_stft", NODES / "test_group_normalization_example"]
+"""A sample, and two that onnx's own inference has wrong and not at all."""
 
 
 def _open(folder: Path) -> tuple[onnx.ModelProto, dict[str, Any]] | None:
@@ -249,6 +251,7 @@ def _open(folder: Path) -> tuple[onnx.ModelProto, dict[str, Any]] | None:
 
 def test_onnxs_own_models_are_told_as_they_run(tmp_path: Path) -> None:
     checked = left = 0
+    told_alike = {"test_group_normalization_example"}
     for folder in NODE_TESTS:
         opened = _open(folder)
         if opened is None:
@@ -261,9 +264,12 @@ def test_onnxs_own_models_are_told_as_they_run(tmp_path: Path) -> None:
         found = told(model, {name: array.shape for name, array in opened[1].items()})
         wrong = {name: (found[name], shape) for name, shape in real.items() if found.get(name, shape) != shape}
         assert not wrong, folder.name
+        if real.keys() <= found.keys():
+            told_alike.discard(folder.name)
         checked += len(real)
         left += len(real.keys() - found.keys())
-    assert checked > 100
+    assert checked > 80
+    assert not told_alike
     assert left < checked / 10
 
 
@@ -302,6 +308,23 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
     os.truncate(tmp_path / "weights.bin", 8192)  # the small constants come first, and are there
     found = told(model, {"x": (2, 3, 4)})
     assert (found["y"], found["z"]) == ((2, 3 * 4096), (2, 3, 4))
+
+
+def test_external_data_is_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the model's folder, as here, nor in the current one, where onnx would look by default."""
+    table = np.arange(3000, dtype=np.int64)  # few enough elements to be computed with, too many bytes to be kept
+    nodes = [node("Gather", ["table", "two"], ["a"]), node("ConstantOfShape", ["a"], ["y"])]
+    nodes += [
+        node("Constant", [], ["k"], value=numpy_helper.from_array(table, "k")),
+        node("Gather", ["k", "two"], ["b"]),
+    ]
+    nodes += [node("ConstantOfShape", ["b"], ["z"])]
+    inits = {"table": table, "two": ints(2)}
+    model = saved(nodes, ["y", "z"], tmp_path, inits, external=True)
+    monkeypatch.chdir(tmp_path)
+    found = told(model, {})
+    assert (found["a"], found["b"]) == ((1,), (1,))
+    assert not {"y", "z"} & found.keys()
 
 
 def test_an_unknown_operator_has_what_the_file_states_of_it(tmp_path: Path) -> None:
@@ -371,7 +394,7 @@ def test_operands_that_do_not_fit_tell_nothing_and_raise_nothing(tmp_path: Path)
 def test_a_file_that_has_changed_is_refused(tmp_path: Path) -> None:
     model = saved([node("Relu", ["x"], ["y"])], ["y"], tmp_path)
     saved([node("Relu", ["x"], ["h"]), node("Relu", ["h"], ["y"])], ["y"], tmp_path)
-    with pytest.raises(ModelError, match="changed"):
+    with pytest.raises(ModelError, match="has changed since"):
         FORMAT.shapes_at(model, {"x": (2, 3, 4)})
 
 

@@ -93,6 +93,8 @@ def allocate(buffers: Sequence[Buffer], capacity: int | None = None, seconds: fl
     checked = _checked(buffers)
     used, problem = _problem(checked)
     level = max(problem.bound, capacity or 0)
+    if capacity is not None and problem.bound > capacity:
+        seconds = 0.0  # refused already: a greedy result tells by how much
     # Parts that share no step lie over one another: only the highest counts, and the others need not get below it.
     parts = sorted((_Part(problem, positions) for positions in problem.parts()), key=lambda part: -part.height)
     for number, part in enumerate(parts):

@@ -9,12 +9,10 @@ import math
 from collections.abc import Collection, Iterator
 
 from paddock.graph import BITS, Graph, Node
-from paddock.planning.extents import completed
 
 
 def intermediate_bytes(graph: Graph) -> int:
     """The sum of all values that nodes make and that do not leave the graph, each at its largest."""
-    graph = completed(graph)
     return sum(graph.nbytes(v) or 0 for v in _made(graph))
 
 
@@ -25,7 +23,6 @@ def column_bytes(graph: Graph, operators: Collection[str], whole: bool = False) 
     positions, in the input's dtype. `operators` are the names of convolutions whose second operand is the kernel,
     [out, channels of a group, ...].
     """
-    graph = completed(graph)
     return max((_columns(graph, node, whole) for node in graph.nodes if node.op in operators), default=0)
 
 
@@ -49,7 +46,6 @@ def computed_share(graph: Graph, operators: Collection[str]) -> float:
     Those are what nodes with these operators make from a shape that is no constant (their operands but the first), and
     all that follows from them.
     """
-    full = completed(graph)
     fixed: set[int | None] = {None, *graph.initializers}
     late: set[int | None] = set()
     for node in graph.nodes:
@@ -58,8 +54,8 @@ def computed_share(graph: Graph, operators: Collection[str]) -> float:
             continue
         if not late.isdisjoint(node.inputs) or (node.op in operators and not fixed.issuperset(node.inputs[1:])):
             late.update(v for v in node.outputs if v is not None)
-    total = sum(full.nbytes(v) or 0 for v in _made(full))
-    return sum(full.nbytes(v) or 0 for v in _made(full) if v in late) / max(1, total)
+    total = sum(graph.nbytes(v) or 0 for v in _made(graph))
+    return sum(graph.nbytes(v) or 0 for v in _made(graph) if v in late) / max(1, total)
 
 
 def _made(graph: Graph) -> Iterator[int]:
@@ -73,5 +69,5 @@ def _columns(graph: Graph, node: Node, whole: bool) -> int:
         return 0
     source, kernel, made = (value for value in values if value is not None)
     positions = (*(made.shape or ())[:1], *(made.shape or ())[2:]) if whole else (made.shape or ())[2:]
-    extents = [dim for dim in (*(kernel.shape or ())[1:], *positions) if isinstance(dim, int)]
-    return math.prod(extents) * BITS.get(source.dtype or "", 32) // 8
+    ranges = [graph.range_of(dim) for dim in (*(kernel.shape or ())[1:], *positions)]
+    return math.prod(bound.max for bound in ranges if bound is not None) * BITS.get(source.dtype or "", 32) // 8

@@ -52,8 +52,8 @@ class PaddleFormat(Format):
             f"pd_op.{op}"
             for op in (
                 "abs", "add", "batch_norm_", "bitwise_not", "ceil", "clip", "cos", "divide", "elu", "erf", "exp",
-                "floor", "gelu", "hardsigmoid", "hardswish", "layer_norm", "leaky_relu", "log", "log_softmax", "logical_and",
-                "logical_not", "logical_or", "maximum", "minimum", "mish", "multiply", "pow", "prelu", "reciprocal",
+                "floor", "gelu", "hardsigmoid", "hardswish", "layer_norm", "leaky_relu", "log", "log_softmax",
+                "logical_and", "logical_not", "logical_or", "maximum", "minimum", "mish", "multiply", "pow", "prelu", "reciprocal",
                 "relu", "relu6", "round", "rsqrt", "scale", "sigmoid", "sign", "silu", "sin", "softmax", "softplus",
                 "sqrt", "subtract", "swish", "tanh",
             )
