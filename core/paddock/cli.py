@@ -72,6 +72,7 @@ def doctor(json: JsonFlag = False) -> None:
     from paddock import machine, show
     from paddock.cache import cache_root
     from paddock.planning.memory import readable
+    from paddock.planning.offset_search import library
     from paddock.registry import Registry
     from paddock.wellknown import missing_here, well_known
 
@@ -85,6 +86,7 @@ def doctor(json: JsonFlag = False) -> None:
         "cpu flags": " ".join(flags) or "none of those that matter",
         "cores": machine.cores(),
         "memory available": readable(machine.memory_available()),
+        "memory layouts": "searched" if library() is not None else "greedy: no C++ compiler built the search",
         "cache": str(cache_root()),
     }
     absent = {

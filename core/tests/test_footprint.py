@@ -79,15 +79,13 @@ def measured(prepared: Prepared, limit: int | None = None) -> Measured:
 
 def test_what_sessions_hold_and_runs_take_is_measured(plan: Any) -> None:
     """Neither what importing took for a moment counts, nor does what it left free hide what the sessions take."""
-    none, one, two = (
-        measured(plan(options, instances=instances))
-        for options, instances in (({}, 1), ({"held": HELD, "taken": TAKEN}, 1), ({"held": HELD}, 2))
-    )
+    none = measured(plan())
+    two = measured(plan({"held": HELD, "taken": TAKEN}, instances=2))
     assert (none.exact, none.instances, two.instances) == (True, 1, 2)
     assert none.peak < 60 * MIB
-    assert abs(one.steady - none.steady - HELD * MIB) < NEAR
-    assert abs(one.peak - none.peak - (HELD + TAKEN) * MIB) < NEAR
     assert abs(two.steady - none.steady - 2 * HELD * MIB) < NEAR
+    runs = two.peak - none.peak - 2 * HELD * MIB
+    assert TAKEN * MIB - NEAR < runs < 2 * TAKEN * MIB + NEAR  # they may run at the very same time
 
 
 def test_whoever_takes_more_than_the_limit_is_ended_at_once(plan: Any) -> None:

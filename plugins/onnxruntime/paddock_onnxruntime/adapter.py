@@ -3,6 +3,9 @@
 onnxruntime plans and optimises when a session is made, so there is little to compile: the artifact refers to the
 model's own files and holds the dimensions that the config fixed. There is no option for denormals, since onnxruntime
 takes `session.set_denormal_as_zero` from the first session of a process only, and for the thread that made it.
+
+Nor is it given a limit for its memory: it has one for an arena that all sessions of the process share (OrtArenaCfg's
+max_mem, which a run exceeds with an error), and none for a session.
 """
 
 from __future__ import annotations

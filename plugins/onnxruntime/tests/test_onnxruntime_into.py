@@ -275,3 +275,11 @@ def test_a_closed_session(session: Session) -> None:
     session.close()
     with pytest.raises(RunFailed, match="closed"):
         session.run_into(feeds_of(3), {"sum": np.empty((3, 4), np.float32)})
+
+
+@pytest.mark.parametrize("rows", [3, "n"])
+def test_no_layouts_are_kept_where_shapes_vary(tmp_path: Path, rows: object) -> None:
+    nodes, ports = [h.make_node("Relu", ["x"], ["y"])], [("x", T.FLOAT, [rows, 4])]
+    session = load(nodes, ports, [("y", T.FLOAT, [rows, 4])], tmp_path)
+    assert isinstance(session, OnnxRuntimeSession)
+    assert session._inner.get_session_options().enable_mem_pattern is (rows == 3)

@@ -2,6 +2,9 @@
 
 The artifact refers to the model's own files and holds the shapes that the config admits; OpenVINO compiles when the
 session is loaded. All sessions of a deployment are infer requests on one compiled model.
+
+OpenVINO plans its own memory on the CPU and has no limit to hand a plan's figure to; what it keeps for each shape that
+it meets is bounded (paddock_openvino.kept).
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from paddock_openvino import footprint
 from paddock_openvino.capabilities import computes_int8, int8
 from paddock_openvino.integers import WIDE, Integers
+from paddock_openvino.kept import bound_primitives, kernels_kept
 from paddock_openvino.operators import essence, keep_names, verdicts
 from paddock_openvino.sdk import core, openvino, read_bounded
 from paddock_openvino.session import OpenVinoSession
@@ -57,16 +61,6 @@ TYPES: Mapping[Precision, str] = {
 _CAPABILITIES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.BF16: "BF16"}
 
 _DYNAMIC_QUANTIZATION = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-
-
-_KEPT = "CPU_RUNTIME_CACHE_CAPACITY"
-KEPT_KERNELS = 128
-"""How many kernels of each kind the CPU plugin keeps for shapes to come, where shapes vary.
-
-It compiles kernels for each new shape. By default it keeps 5,000 of each kind: 0.3 to 2.5 MB a shape without an end in
-sight (measured on 2026.4.1: a decoder took 190 MB, and 790 MB after 240 shapes). 128 serve the last ten shapes or so
-as fast as ever; a shape that has been away for longer is compiled again. oneDNN keeps 1,024 more for the process.
-"""
 
 
 class CpuOptions(BaseModel):
@@ -268,8 +262,13 @@ class CpuOpenVino(OpenVinoAdapter):
         }
 
     def bounding(self) -> dict[str, Any]:
-        """Keeps fewer kernels; OpenVINO takes this property and does not give it back."""
-        return {_KEPT: KEPT_KERNELS}
+        """Keeps fewer kernels for shapes to come (paddock_openvino.kept)."""
+        return kernels_kept()
+
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        """See `OpenVinoAdapter.load`; what oneDNN keeps in this process is bounded first."""
+        bound_primitives()
+        return super().load(artifact, context)
 
     def observe(self, compiled: Any) -> dict[str, Any]:
         """Precision, threads for each instance, and the options that were given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,8 @@ from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
 from paddock.plan import Precision, PrecisionPlan, Segment
 from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan, Session
-from paddock_openvino.adapter import KEPT_KERNELS, CpuOpenVino, CpuOptions
+from paddock_openvino import kept
+from paddock_openvino.adapter import CpuOpenVino, CpuOptions
 from paddock_openvino.session import OpenVinoSession
 
 onnx = pytest.importorskip("onnx")
@@ -272,5 +274,27 @@ def test_kernels_kept_are_bounded_where_shapes_vary(
     monkeypatch.setattr(paddock_openvino.adapter, "core", Core)
     ports = [("x", T.FLOAT, [rows, 4])]
     load([h.make_node("Relu", ["x"], ["y"])], ports, [("y", T.FLOAT, [rows, 4])], tmp_path).close()
-    kept = [properties.get("CPU_RUNTIME_CACHE_CAPACITY") for properties in given]
-    assert kept == [KEPT_KERNELS if rows == "n" else None]
+    bounds = [properties.get("CPU_RUNTIME_CACHE_CAPACITY") for properties in given]
+    assert bounds == [kept.KERNELS if rows == "n" else None]
+
+
+def test_onednn_is_told_once_and_the_environment_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+    variable = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
+    class Core:
+        def compile_model(self, *arguments: Any) -> None:
+            seen.append(os.environ.get(variable))
+            raise RuntimeError("refused")
+
+    kept._bound_once.cache_clear()
+    monkeypatch.setattr(kept, "core", Core)
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv("DNNL_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    with pytest.raises(RuntimeError, match="refused"):
+        kept.bound_primitives()
+    assert seen == [str(kept.PRIMITIVES)] and variable not in os.environ
+    monkeypatch.setenv(variable, "7")  # what the user says counts
+    kept.bound_primitives()
+    kept.bound_primitives()
+    assert len(seen) == 1 and os.environ[variable] == "7"

@@ -2,6 +2,9 @@
 
 Paddle builds its program when a predictor is made, so compiling refers to the model's own files and states what a
 predictor is to be made with. `PaddleAdapter` is the base for every device that Paddle serves.
+
+On the CPU Paddle has no limit to hand a memory plan's figure to: FLAGS_fraction_of_cpu_memory_to_use and
+FLAGS_initial_cpu_memory_in_mb stop no allocation, under either allocator strategy (paddlepaddle 3.3.1).
 """
 
 from __future__ import annotations

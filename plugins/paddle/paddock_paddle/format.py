@@ -53,9 +53,9 @@ class PaddleFormat(Format):
             for op in (
                 "abs", "add", "batch_norm_", "bitwise_not", "ceil", "clip", "cos", "divide", "elu", "erf", "exp",
                 "floor", "gelu", "hardsigmoid", "hardswish", "layer_norm", "leaky_relu", "log", "log_softmax",
-                "logical_and", "logical_not", "logical_or", "maximum", "minimum", "mish", "multiply", "pow", "prelu", "reciprocal",
-                "relu", "relu6", "round", "rsqrt", "scale", "sigmoid", "sign", "silu", "sin", "softmax", "softplus",
-                "sqrt", "subtract", "swish", "tanh",
+                "logical_and", "logical_not", "logical_or", "maximum", "minimum", "mish", "multiply", "pow", "prelu",
+                "reciprocal", "relu", "relu6", "round", "rsqrt", "scale", "sigmoid", "sign", "silu", "sin", "softmax",
+                "softplus", "sqrt", "subtract", "swish", "tanh",
             )
         ),
     )  # fmt: skip

@@ -114,6 +114,9 @@ class PaddleSession(Session):
     Paddle keeps the layout of oneDNN's tensors by thread, not by predictor: what another predictor left there decides
     how this one reads its own (see `PaddleAdapter.concurrency`).
 
+    `run_into` copies: Paddle gives outputs in arrays of its own making only (`copy_to_cpu`), and of the memory that one
+    shares with it as an output (`share_external_data`) only some kernels make use.
+
     Args:
         predictor: paddle.inference.Predictor.
         outputs: The outputs' names in the model's order.

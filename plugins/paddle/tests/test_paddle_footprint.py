@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from paddock.child import Children
-from paddock.compile import tried
+from paddock.compile import build
 from paddock.footprint import largest, measure
 from paddock.prepare import prepare
 
@@ -18,9 +18,7 @@ def test_the_bound_is_not_exceeded(models: Path, backend: str, instances: int) -
     config = {"hardware": "cpu", "backend": backend, "batch_size": 2, "instances": instances}
     with Children() as children:
         prepared = prepare(models / "resnet.json", config, children=children)
-        with tried(prepared.plan, prepared.parts) as (artifacts, _):
-            pass
-        found = measure(prepared, artifacts, largest(prepared))
+        found = measure(prepared, build(prepared.plan, prepared.parts), largest(prepared))
         prepared.discard()
     bound, weights = prepared.plan.memory.most, prepared.plan.memory.segments[0].weights
     assert bound is not None

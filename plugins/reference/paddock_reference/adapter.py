@@ -119,7 +119,7 @@ class ReferenceAdapter(Adapter):
 
     def footprint(self, model: Model, precision: PrecisionPlan) -> Footprint:
         """What was measured of the evaluator, as a bound."""
-        return footprint.footprint(model.graph)
+        return footprint.footprint(model.graph, precision.precision)
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
         """Refers to the model's own files: the evaluator builds nothing that could be kept."""

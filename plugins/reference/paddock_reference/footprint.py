@@ -8,6 +8,7 @@ and ResNet-50 at batch 1. `python -m benchmarks.footprint` measures them again.
 from __future__ import annotations
 
 from paddock.graph import Graph
+from paddock.plan import Precision
 from paddock.planning.workspace import column_bytes
 from paddock.spi import Footprint
 
@@ -26,20 +27,23 @@ LOADING = 0.5
 INTERMEDIATES = 2.3
 """All results together: no result is dropped before the run's end. After it glibc keeps them in the arena of the thread
 that ran, and a second thread gets another arena: 2.0 to 2.1 times."""
+WIDENED = 2
+"""Times the weights and intermediates of bfloat16, which the evaluator is given and computes in float32."""
 COLUMNS = 3
 """Matrices of columns of the whole batch that a convolution holds at once: gathered, in order, and multiplied."""
 
 CONVOLUTIONS = frozenset({"Conv", "ConvInteger", "QLinearConv", "DeformConv"})
 
 
-def footprint(graph: Graph) -> Footprint:
-    """The bound for a model in ONNX."""
+def footprint(graph: Graph, precision: Precision) -> Footprint:
+    """The bound for a model in ONNX that is computed in `precision`."""
+    widened = WIDENED if precision is Precision.BF16 else 1
     return Footprint(
         process=PROCESS,
         session=SESSION,
         node=NODE,
-        kept=KEPT,
-        loading=LOADING,
-        intermediates=INTERMEDIATES,
+        kept=KEPT * widened,
+        loading=LOADING * widened,
+        intermediates=INTERMEDIATES * widened,
         workspace=COLUMNS * column_bytes(graph, CONVOLUTIONS, whole=True),
     )

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test.loader import load_model_tests
 from paddock.config import HardwareConfig
-from paddock.errors import RunFailed
+from paddock.errors import RunFailed, UsageError
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
 from paddock.plan import Answer, Precision, PrecisionPlan, Segment, Verdict
@@ -132,6 +132,23 @@ def make(nodes: Any, inputs: Any, outputs: Any, **more: Any) -> onnx.ModelProto:
 
 def tensor(name: str, shape: Any, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def test_outputs_come_into_the_callers_arrays(tmp_path: Path) -> None:
+    nodes = [helper.make_node("NonZero", ["x"], ["where"]), helper.make_node("Identity", ["x"], ["same"])]
+    outputs = [tensor("where", [2, None], TensorProto.INT64), tensor("same", ["n", 4]), tensor("x", ["n", 4])]
+    model = read(save(make(nodes, [tensor("x", ["n", 4])], outputs), tmp_path))
+    session = open_session(model, Context(tmp_path, tmp_path))
+    for rows in (2, 0, 5):
+        x = np.arange(4 * rows, dtype=np.float32).reshape(rows, 4)
+        wanted = session.run({"x": x})
+        into = {name: np.full_like(array, -1) for name, array in wanted.items()}
+        session.run_into({"x": x}, into)
+        assert all(np.array_equal(into[name], wanted[name]) for name in wanted)
+        wrong = np.full((2, len(wanted["where"][0]) + 1), -1)
+        with pytest.raises(UsageError, match="has the shape"):
+            session.run_into({"x": x}, {"where": wrong})
+        assert (wrong == -1).all()
 
 
 # ONNX's node tests.

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 from paddock.child import Children
-from paddock.compile import tried
+from paddock.compile import build
 from paddock.footprint import largest, measure
 from paddock.prepare import prepare
 
@@ -32,15 +31,12 @@ def network(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("batch", "instances"), [(1, 1), (4, 2)])
-def test_the_bound_is_not_exceeded(tmp_path: Path, batch: int, instances: int) -> None:
-    config = {"hardware": "cpu", "backend": "reference", "batch_size": batch, "instances": instances}
+def test_the_bound_is_not_exceeded(tmp_path: Path) -> None:
+    config = {"hardware": "cpu", "backend": "reference", "batch_size": 4, "instances": 2}
     with Children() as children:
         prepared = prepare(network(tmp_path / "m.onnx"), config, children=children)
-        with tried(prepared.plan, prepared.parts) as (artifacts, _):
-            pass
-        found = measure(prepared, artifacts, largest(prepared))
+        found = measure(prepared, build(prepared.plan, prepared.parts), largest(prepared))
         prepared.discard()
     bound, weights = prepared.plan.memory.most, prepared.plan.memory.segments[0].weights
     assert bound is not None
-    assert instances * weights < found.peak <= bound
+    assert 2 * weights < found.peak <= bound
