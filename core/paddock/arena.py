@@ -93,6 +93,10 @@ class Arena:
         slot = self.plan.borders.get(value)
         return None if slot is None else self._view(lane * self.plan.lane, slot, self._graph.values[value], shape)
 
+    def holds(self, array: Array) -> bool:
+        """Whether an array may lie in it, in part or whole."""
+        return bool(np.may_share_memory(array, self._bytes))
+
     def stage(self, feeds: Mapping[int, Array]) -> tuple[dict[int, Array], int | None]:
         """Dense copies of inputs by value index, and the stretch that they lie in, to be given back by `release`.
 

@@ -19,7 +19,7 @@ import psutil
 from paddock.child import Child
 from paddock.config import HardwareConfig
 from paddock.deployment import Deployment, deploy
-from paddock.errors import PaddockError
+from paddock.errors import PaddockError, UsageError
 from paddock.npz import read_npz
 from paddock.prepare import Progress
 from paddock.samples import Sample, typical
@@ -71,6 +71,21 @@ class Entry:
     _rates: list[float] = field(default_factory=list)
 
 
+def labelled(texts: Sequence[str]) -> dict[str, str]:
+    """Configs by a short name each: a file's stem, or its whole path where two have the same; `config 2` for JSON text.
+
+    Raises `UsageError` where one is named twice.
+    """
+    inline = [text.lstrip().startswith("{") for text in texts]
+    stems = [f"config {n}" if inline[n - 1] else Path(text).stem for n, text in enumerate(texts, start=1)]
+    labels = [text if stems.count(stem) > 1 else stem for stem, text in zip(stems, texts, strict=True)]
+    if len(set(labels)) != len(texts):
+        raise UsageError("one config is named twice", where="--config", remedy="name each once")
+    # A path as the bench child needs it, whatever folder it works in.
+    sources = [text if plain else str(Path(text).absolute()) for text, plain in zip(texts, inline, strict=True)]
+    return dict(zip(labels, sources, strict=True))
+
+
 def bench(
     model: Path,
     configs: Mapping[str, Any],
@@ -99,6 +114,8 @@ def bench(
                 facts, feeds = child.call(_open_here, model, entry.source, feeds, seconds=900)
                 opened.append((entry, child, facts))
             except PaddockError as error:
+                if isinstance(error, UsageError) and sample is None and opened:
+                    error.remedy = f"give --input with a sample that all admit; this one suits {opened[0][0].label}"
                 entry.error = error
         rounds = max(3, round(seconds / _CHUNK_SECONDS))
         for number in range(rounds):

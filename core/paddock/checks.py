@@ -7,16 +7,18 @@ from dataclasses import replace
 from functools import partial
 
 from paddock import footprint
-from paddock.errors import BuildFailed, StrictnessError
-from paddock.host import ServingHost, building
-from paddock.machine import host_facts
+from paddock.errors import BuildFailed, ConfigError, PaddockError, StrictnessError
+from paddock.host import Outputs, ServingHost, building
+from paddock.into import array_dtype, unlike
+from paddock.machine import host_facts, memory_available
 from paddock.plan import Setting
 from paddock.planning import memory
+from paddock.planning.shapes import describe_shape
 from paddock.prepare import Prepared
 from paddock.references import Reference
-from paddock.samples import Sample, digest_samples, typical
+from paddock.samples import digest_samples
 from paddock.sampling import Samples
-from paddock.spi import Artifact
+from paddock.spi import Arrays, Artifact
 from paddock.verify import Outcome, Report, compare, describe_budget
 
 
@@ -24,11 +26,39 @@ def check_memory(prepared: Prepared) -> int | None:
     """Raises `MemoryRefused` where the plan is over its budget; the budget where only a run can tell, else None."""
     plan, available = prepared.plan.memory, prepared.budgeter.available
     memory.check_budget(plan, available, prepared.budgeter.largest)
-    return memory.must_measure(plan, available)
+    memory.check_beside(plan, memory_available())
+    doubt = memory.must_measure(plan, available)
+    if doubt is not None and plan.limit is not None and plan.most is None:
+        _check_bounded(prepared)
+    return doubt
+
+
+def over_budget(prepared: Prepared) -> PaddockError | None:
+    """What `check_memory` would refuse the plan with; None where it would not."""
+    try:
+        with prepared.config.named():
+            check_memory(prepared)
+    except PaddockError as refused:
+        return refused
+    return None
+
+
+def _check_bounded(prepared: Prepared) -> None:
+    """Raises `ConfigError` where a limit is set and inputs may be of any size: no run could tell what they take."""
+    graph = prepared.interface
+    loose = [v for v in graph.input_values if v.shape is None or any(graph.range_of(dim) is None for dim in v.shape)]
+    if loose:
+        raise ConfigError(
+            "cannot be kept: nothing bounds the shapes of these inputs",
+            where="$.memory.limit", candidates=[f"{v.name} {describe_shape(graph, v)}" for v in loose],
+            remedy="state shapes, or batch_size for axis 0",
+        )  # fmt: skip
 
 
 def with_known_memory(prepared: Prepared) -> Prepared:
     """The plan with what its sessions took when they were last measured, where they were."""
+    if prepared.plan.memory.kind != "host":
+        return prepared  # what is measured is the host's memory, and the budget is another's
     found = footprint.kept(prepared)
     return prepared if found is None else prepared.measured(found.peak)
 
@@ -36,15 +66,9 @@ def with_known_memory(prepared: Prepared) -> Prepared:
 def measured(prepared: Prepared, artifacts: Sequence[Artifact], budget: int) -> Prepared:
     """The plan with what its sessions take in a process of their own; raises `MemoryRefused` where that is over."""
     prepared.tell("measuring the memory")
-    found = footprint.measure(prepared, artifacts, largest_sample(prepared), budget)
+    found = footprint.measure(prepared, artifacts, footprint.largest(prepared), budget)
     footprint.keep(prepared, found)
     return prepared.measured(found.peak)
-
-
-def largest_sample(prepared: Prepared) -> Sample:
-    """A generated request at the largest shapes that the config admits."""
-    format = prepared.registry.formats[prepared.origin.format]
-    return typical(prepared.interface, format.gathers, format.transparent, at="max")
 
 
 def verified(prepared: Prepared, host: ServingHost, samples: Samples) -> Report:
@@ -81,7 +105,39 @@ def _judged(prepared: Prepared, host: ServingHost, reference: Reference, source:
         found = compare(reference, [answer], prepared.config, source)
         if found.outcome is Outcome.FAILED:
             return replace(found, reason=f"instance {instance}: {found.reason}")
-    return report
+    if report.outcome is Outcome.FAILED or not host.writes:
+        return report
+    wrong, why = _written(prepared, host, reference, answers[0], source)
+    return (
+        replace(wrong or report, outcome=Outcome.FAILED, reason=f"into the caller's arrays: {why}") if why else report
+    )
+
+
+def _written(
+    prepared: Prepared, host: ServingHost, reference: Reference, answer: Outputs, source: str
+) -> tuple[Report | None, str]:
+    """What is wrong with the first sample's outputs in arrays of a caller's, "" where nothing is; its report, if any.
+
+    `answer` is what it gave otherwise: its outputs that no array takes, and the others' shapes.
+    """
+    outputs = list(zip(prepared.interface.output_values, prepared.target.graph.output_values, strict=True))
+    takers = {there.name: dtype for here, there in outputs if (dtype := array_dtype(here)) is not None}
+    known = {there.name: answer[here.name] for here, there in outputs}
+    places = {name: unlike(known[name].astype(dtype)) for name, dtype in takers.items()}
+    before = {name: array.tobytes() for name, array in places.items()}
+
+    def run(feeds: Arrays) -> Outputs:
+        return {**known, **host.run_on(0, feeds, places)} if places else known
+
+    try:
+        found = prepared.answer(run, reference.samples[0])
+    except PaddockError as error:
+        return None, error.problem
+    for here, there in outputs:
+        if there.name in places and before[there.name] and places[there.name].tobytes() == before[there.name]:
+            return None, f"the output {here.name!r} is not written"
+    report = compare(reference, [found], prepared.config, source)
+    return report, report.reason if report.outcome is Outcome.FAILED else ""
 
 
 def settled(prepared: Prepared, host: ServingHost) -> tuple[Setting, ...]:

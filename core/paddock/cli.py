@@ -125,9 +125,9 @@ def plan(
     html: Annotated[Path | None, typer.Option("--html", help="Write the plan as one self-contained page.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Shows what would run where, in which precision and memory, without building it."""
+    """Shows what would run where, in which precision and memory, without building it; fails if that is too much."""
     from paddock import show
-    from paddock.checks import with_known_memory
+    from paddock.checks import over_budget, with_known_memory
     from paddock.child import Children
     from paddock.jsontext import write_text
     from paddock.page import page
@@ -141,15 +141,21 @@ def plan(
         prepared = prepare(model, config, children=children, progress=tell)
         try:
             prepared = with_known_memory(as_deployed(prepared))
+            refused = over_budget(prepared)
         finally:
             prepared.discard()
     if html is not None:
         traced = {part.segment.index: traces(part.target, prepared.origin) for part in prepared.parts}
         write_text(html, page(prepared.origin.graph, prepared.plan, traced), "--html")
     if json:
-        _terminal.document({"plan": prepared.plan.to_json(), "key": prepared.plan.key})
+        told = error_json(refused) if refused is not None else None
+        _terminal.document({"plan": prepared.plan.to_json(), "key": prepared.plan.key, "refused": told})
     else:
         show.show_plan(_terminal.out, prepared.plan, nodes)
+        if refused is not None:
+            _terminal.failed(refused)
+    if refused is not None:
+        raise typer.Exit(exit_code(refused))
 
 
 @app.command()
@@ -302,10 +308,9 @@ def bench(
     """Measures deployments side by side: interleaved, each in a process of its own."""
     from paddock import show
     from paddock.bench import bench as measure
+    from paddock.bench import labelled
 
-    configs = dict(zip(_labels(config), map(_beside, config), strict=True))
-    if len(configs) != len(config):
-        raise UsageError("one config is named twice", where="--config", remedy="name each once")
+    configs = labelled(config)
     with _terminal.progress() as tell:
         entries = measure(model, configs, seconds=seconds, sample=input, progress=tell)
     if json:
@@ -332,17 +337,6 @@ def _check_file(path: Path, option: str) -> None:
     """Raises `UsageError` where nothing can be written there: before any work is done for it."""
     if not path.parent.is_dir() or path.is_dir():
         raise UsageError("is no file in a folder that exists", where=f"{option}: {path}")
-
-
-def _labels(texts: Sequence[str]) -> list[str]:
-    """A short name for each config: the file's stem, or its whole path where two have the same stem."""
-    stems = [f"config {n}" if t.lstrip().startswith("{") else Path(t).stem for n, t in enumerate(texts, start=1)]
-    return [text if stems.count(stem) > 1 else stem for stem, text in zip(stems, texts, strict=True)]
-
-
-def _beside(text: str) -> str:
-    """A config's path as the bench child needs it; JSON text as it is."""
-    return text if text.lstrip().startswith("{") else str(Path(text).absolute())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -56,6 +56,17 @@ def _built(part: Part, segment: SegmentPlan) -> Artifact:
         )
 
 
+def compiled(plan: Plan, parts: Sequence[Part]) -> list[Artifact]:
+    """The artifacts of parts, each compiled in its adapter's child, and not loaded; raises as `tried` does."""
+    return [_compiled(part, plan) for part in parts]
+
+
+def _compiled(part: Part, plan: Plan) -> Artifact:
+    with blamed(part):
+        workshop = part.workshop
+        return compile_in(workshop.child, workshop.resolved, part.target, local_plan(part, plan), part.context)
+
+
 @contextmanager
 def tried(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[list[Artifact], list[ExecutionHost]]]:
     """The artifacts of parts, each compiled and loaded in its adapter's child, and the sessions there while it lasts.
@@ -67,8 +78,8 @@ def tried(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[list[Artifact], l
     with ExitStack() as stack:
         for part in parts:
             resolved, child, context = part.workshop.resolved, part.workshop.child, part.context
+            artifact = _compiled(part, plan)
             with blamed(part):
-                artifact = compile_in(child, resolved, part.target, local_plan(part, plan), context)
                 adapter = resolved.registered.adapter
                 host = ChildHost(child, adapter, resolved.config, resolved.device, artifact, context, SECONDS)
                 stack.callback(_closed, host)

@@ -11,7 +11,7 @@ from typing import Any
 from paddock.arena import Arena
 from paddock.checks import check_memory, measured, settled, verified, with_known_memory
 from paddock.child import Children
-from paddock.compile import Refused, build, is_tried, remember_tried
+from paddock.compile import Refused, build, compiled, is_tried, remember_tried
 from paddock.errors import (
     AccuracyRefused,
     BuildFailed,
@@ -130,9 +130,11 @@ def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
     prepared = with_known_memory(prepared)
     doubt = check_memory(prepared)
     prepared.tell(f"building for {', '.join(prepared.plan.placement.adapters)}")
-    artifacts = _artifacts(prepared, samples.reference.samples if samples.reference else samples.inputs)
-    if doubt is not None:
-        prepared = measured(prepared, artifacts, doubt)
+    asked = samples.reference.samples if samples.reference else samples.inputs
+    if doubt is None:
+        artifacts = _artifacts(prepared, asked)
+    else:
+        prepared, artifacts = _measured_first(prepared, asked, doubt)
     host, arena = _load(prepared, artifacts)
     try:
         settings = settled(prepared, host)
@@ -150,6 +152,21 @@ def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
     return Deployment(prepared, plan, report, artifacts, host, arena)
 
 
+def _measured_first(prepared: Prepared, samples: Sequence[Sample], budget: int) -> tuple[Prepared, list[Artifact]]:
+    """The artifacts, and what their sessions take: measured before any is loaded where nobody watches.
+
+    Raises `MemoryRefused` where that is over the budget.
+    """
+    artifacts = compiled(prepared.plan, prepared.parts)
+    try:
+        prepared = measured(prepared, artifacts, budget)
+    except (BuildFailed, RunFailed):
+        artifacts = _artifacts(prepared, samples)  # a first run on the samples tells better why
+        return measured(prepared, artifacts, budget), artifacts
+    remember_tried(prepared.plan, prepared.parts[0])
+    return prepared, artifacts
+
+
 def _artifacts(prepared: Prepared, samples: Sequence[Sample]) -> list[Artifact]:
     """The artifacts, tried out in children unless this very plan was before."""
     plan, parts = prepared.plan, prepared.parts
@@ -162,16 +179,19 @@ def _artifacts(prepared: Prepared, samples: Sequence[Sample]) -> list[Artifact]:
 
 def _load(prepared: Prepared, artifacts: Sequence[Artifact]) -> tuple[ServingHost, Arena]:
     """The sessions in this process, and Paddock's own memory."""
-    plan, parts = prepared.plan, prepared.parts
+    plan, parts, instances = prepared.plan, prepared.parts, prepared.config.instances
+    # What a limit is judged by are sessions with one call inside each.
+    inside = None if prepared.config.memory.limit is None else 1
     arena = Arena(prepared.budgeter.arena, prepared.interface)
     hosts: list[InProcessHost] = []
     try:
         for part, artifact in zip(parts, artifacts, strict=True):
             threading_kind = part.workshop.resolved.registered.adapter.concurrency.threading
-            hosts.append(InProcessHost(_loader(part, artifact), threading_kind, prepared.config.instances, part.name))
+            load = _loader(part, artifact)
+            hosts.append(InProcessHost(load, threading_kind, instances, part.name, inside=inside))
         host: ServingHost = hosts[0]
         if len(parts) > 1:
-            host = Pipeline(prepared.budgeter.flow, hosts, prepared.config.instances, plan.adapter, arena)
+            host = Pipeline(prepared.budgeter.flow, hosts, instances, plan.adapter, arena)
     except BaseException:
         for loaded in hosts:
             with contextlib.suppress(PaddockError):

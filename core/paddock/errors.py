@@ -63,6 +63,23 @@ class UsageError(PaddockError):
     """A call or a command was given something it cannot take (a wrong input name, dtype, rank or extent)."""
 
 
+class OtherShape(UsageError):
+    """An output has another shape in this run than the array that was given for it.
+
+    Args:
+        output: The output's name.
+        given: The array's shape.
+        found: The output's.
+    """
+
+    def __init__(self, output: str, given: Sequence[int], found: Sequence[int]) -> None:
+        self.output, self.given, self.found = output, tuple(given), tuple(found)
+        super().__init__(
+            f"the output {output!r} has the shape {list(found)} in this run", where="into",
+            candidates=[f"given: {list(given)}"], remedy="give an array of that shape",
+        )  # fmt: skip
+
+
 class ModelError(PaddockError):
     """The model's files are missing, broken, foreign, or of no known format."""
 

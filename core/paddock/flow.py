@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from paddock.arena import Arena, ArenaPlan, plan_arena
-from paddock.errors import PaddockError, RunFailed, UsageError
+from paddock.errors import OtherShape, PaddockError, RunFailed
 from paddock.graph import Graph, Value
 from paddock.host import ExecutionHost, InProcessHost, Outputs
 from paddock.planning import cost
@@ -158,8 +158,11 @@ class StageRun:
     def __call__(self, values: Mapping[int, Array], places: Places, extents: Mapping[str, int]) -> dict[int, Array]:
         feeds = {name: values[v] for v, name in self.stage.inputs if name not in self.bound_inputs}
         adapter, label = self.stage.adapter, self.stage.label
+        into = self._into(places, extents) or {}
         try:
-            answer: object = self._answer(feeds, self._into(places, extents))
+            answer: object = self._answer(feeds, into, places)
+        except OtherShape:
+            raise  # the caller's array does not fit, for which no segment is to blame
         except PaddockError as error:
             if label not in error.problem:  # a host in this process names it by itself
                 error.problem = f"{error.problem}; in {label} on {adapter}"
@@ -169,21 +172,22 @@ class StageRun:
         buffered = self.buffered or {}
         try:
             return {
-                v: buffered[v] if v in buffered else self._checked(answer[name], kind)
+                v: buffered[v] if v in buffered else self._checked(answer[name], kind, into.get(name))
                 for (v, name), kind in zip(self.stage.outputs, self.stage.kinds, strict=True)
             }
         except KeyError as missing:
             raise RunFailed(f"{adapter} left out the output {missing} of {label}") from None
 
-    def _answer(self, feeds: Arrays, into: Arrays | None) -> object:
-        if into is None:
+    def _answer(self, feeds: Arrays, into: Arrays, places: Places) -> object:
+        if not into:
             return self.run(feeds)
         try:
             return self.run(feeds, into)
-        except UsageError:
-            # An output has another shape than the graph says, or than the caller's array has: the former goes on as it
-            # is, the latter is told when the outputs are handed over.
-            return self.run(feeds)
+        except OtherShape as error:
+            for (v, name), kind in zip(self.stage.outputs, self.stage.kinds, strict=True):
+                if name == error.output and v in places:
+                    raise other_shape(kind.name, error.given, error.found) from None
+            return self.run(feeds)  # the place was a guess by the graph, which says another shape: it goes on as it is
 
     def _into(self, places: Places, extents: Mapping[str, int]) -> dict[str, Array] | None:
         """A place for every output that is not bound; None where one has none, since all are computed at once.
@@ -207,8 +211,14 @@ class StageRun:
             found[name] = place
         return found or None
 
-    def _checked(self, found: Any, kind: Value) -> Any:
-        """What a session gives for a value, dense, of its dtype and rank: the next session must not be blamed."""
+    def _checked(self, found: Any, kind: Value, place: Array | None) -> Any:
+        """What a session gives for a value, dense, of its dtype and rank: the next session must not be blamed.
+
+        What lies in the arena at no place that it was given is a view of what the session was fed: other values get
+        these bytes, so it is copied.
+        """
+        if place is not None and found is place:
+            return found
         if not carried(kind):
             return found
         if not isinstance(found, np.ndarray):
@@ -217,6 +227,8 @@ class StageRun:
             raise self._foreign(kind, f"{found.dtype}, not {kind.dtype}")
         if kind.shape is not None and found.ndim != len(kind.shape):
             raise self._foreign(kind, f"rank {found.ndim} {list(found.shape)}, not rank {len(kind.shape)}")
+        if not found.flags.owndata and self.arena is not None and self.arena.holds(found):
+            return found.copy()
         return found if found.flags.c_contiguous else np.ascontiguousarray(found)
 
     def _foreign(self, kind: Value, what: str) -> RunFailed:

@@ -6,44 +6,53 @@ Planned by bounds until this was measured once; what was measured is kept in the
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
+import math
 import os
 import pickle
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from paddock.child import Child
-from paddock.errors import ChildFailed, MemoryRefused, NotAvailable
-from paddock.flow import Flow
+from paddock.errors import ChildFailed, MemoryRefused, NotAvailable, RunFailed
+from paddock.flow import Flow, resolved
 from paddock.host import InProcessHost, ServingHost, building
 from paddock.machine import host_facts
 from paddock.pipeline import Pipeline
+from paddock.planning.corners import drawn
 from paddock.planning.memory import readable
 from paddock.prepare import Prepared
 from paddock.registry import Resolved
+from paddock.resident import PERIOD, peak, resident, settled
 from paddock.samples import Sample, typical
 from paddock.spi import Artifact, Context, Session
 from paddock.workshop import SECONDS
 
-ROUNDS = 2
-"""How often each instance runs alone, and all of them at once: some backends take more in the second run only."""
-_PERIOD = 0.01
-"""Seconds between two looks at a process that has a limit."""
+ALONE = 2
+"""How often each instance runs alone: some backends take more in the second run only."""
+STILL, TOGETHER = 3, 12
+"""All instances run at once until this many times in a row added nothing, but not more often than that: it is chance
+whether their peaks coincide, and what an allocator leaves in pieces grows over the first runs."""
+_NOTHING = 0.01
+"""The share of the peak that counts as nothing added."""
+VARIED, VARYING = 64, 15.0
+"""How many requests run then, each of a shape of its own, and for how many seconds at most: some backends keep
+something for each shape, up to a bound of theirs."""
 _KEPT = "footprints"
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
+_HOW = 2
+"""Raised when measuring changes: what was measured otherwise before is not taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,7 @@ class Measured:
 def measure(
     prepared: Prepared, artifacts: Sequence[Artifact], feeds: Sample, limit: int | None = None, seconds: float = SECONDS
 ) -> Measured:
-    """Loads and runs a deployment's artifacts in a fresh child: each instance alone, then all at once.
+    """Loads and runs a deployment's artifacts in a fresh child: each instance alone, all at once, at other shapes.
 
     Args:
         prepared: The plan.
@@ -90,7 +99,8 @@ def measure(
             for p, artifact in zip(prepared.parts, artifacts, strict=True)
         )
         flow = Flow.of(prepared.parts, prepared.origin.graph) if len(segments) > 1 else None
-        work = _Work(prepared.plan.adapter, segments, flow, prepared.config.instances, path / "feeds")
+        shapes = tuple(_shapes(prepared, extents) for extents in drawn(prepared.interface, VARIED))
+        work = _Work(prepared.plan.adapter, segments, flow, prepared.config.instances, path / "feeds", shapes)
         child = stack.enter_context(Child(f"measuring {prepared.plan.adapter}"))
         pid, baseline = child.call(_settle_here, work, seconds=seconds)
         watch = _Watch(pid, None if limit is None else baseline + limit)
@@ -130,7 +140,17 @@ def keep(prepared: Prepared, found: Measured) -> None:
 def _key(prepared: Prepared) -> list[Any]:
     """The plan, less how its answers are judged, which changes nothing of what it takes."""
     semantics = prepared.plan.semantics()
-    return [{k: v for k, v in semantics.items() if k not in ("verify", "budget")}, host_facts()]
+    return [_HOW, {k: v for k, v in semantics.items() if k not in ("verify", "budget")}, host_facts()]
+
+
+def _shapes(prepared: Prepared, extents: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the inputs at these extents, by the names that the sessions know; without those not bounded."""
+    found = {}
+    for here, there in zip(prepared.interface.input_values, prepared.target.graph.input_values, strict=True):
+        shape = resolved(here, extents)
+        if shape is not None:
+            found[there.name] = shape
+    return found
 
 
 @cache
@@ -158,7 +178,7 @@ class _Watch:
 
     def _look(self) -> None:
         with contextlib.suppress(psutil.Error):  # it has ended by itself
-            while self._limit is not None and not self._done.wait(_PERIOD):
+            while self._limit is not None and not self._done.wait(PERIOD):
                 resident = self._process.memory_info().rss
                 if resident > self._limit:
                     self.seen = resident
@@ -185,8 +205,8 @@ class _Segment:
 
     def load(self) -> Session:
         """A session; called on the thread that it belongs to."""
-        resolved, artifact = self.resolved, self.artifact
-        adapter = resolved.registered.adapter(resolved.config, resolved.device)
+        kind, artifact = self.resolved, self.artifact
+        adapter = kind.registered.adapter(kind.config, kind.device)
         verdict = adapter.compatible(artifact)
         if not verdict.usable:
             raise NotAvailable(f"{self.name}: its artifact does not fit this host: {verdict.reason}")
@@ -197,13 +217,17 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Work:
-    """A whole deployment for the child; `flow` where it has several segments."""
+    """A whole deployment for the child; `flow` where it has several segments.
+
+    `feeds` is a file with the largest request, `shapes` are those of the inputs of further ones, by name.
+    """
 
     name: str
     segments: tuple[_Segment, ...]
     flow: Flow | None
     instances: int
     feeds: Path
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...]
 
     def host(self) -> ServingHost:
         """All its sessions, as a deployment has them."""
@@ -225,27 +249,34 @@ def _settle_here(work: _Work) -> tuple[int, int]:
     _WORK[:] = [work]
     for adapter in {segment.resolved.registered.adapter for segment in work.segments}:
         building(f"{adapter.name()}: importing its runtime", adapter.probe_device)
-    return os.getpid(), _settled()
+    return os.getpid(), settled()
 
 
 def _measure_here() -> Measured:
     """Nothing that the parent sends lies in the measured span: the request is read from a file inside of it."""
     work = _WORK[0]
     begun = time.perf_counter()
-    baseline = _settled()
-    with _peak() as peak:
+    baseline = settled()
+    with peak() as mark:
         host = work.host()
         requests = [_read(work.feeds) for _ in range(work.instances)]
         for instance, feeds in enumerate(requests):
-            for _ in range(ROUNDS):
+            for _ in range(ALONE):
                 host.run_on(instance, feeds)  # its answer is dropped before the next run
-        for _ in range(ROUNDS):
-            futures = [host.submit(feeds) for feeds in requests]
-            answers = [future.result() for future in futures]
-            del futures, answers
+        _repeat(host, requests, lambda: mark()[0] - baseline)
+        until = time.perf_counter() + VARYING
+        for number, shapes in enumerate(work.shapes):
+            if time.perf_counter() > until:
+                break
+            feeds = requests[number % work.instances]
+            other = {name: _reshaped(array, shapes.get(name)) for name, array in feeds.items()}
+            with contextlib.suppress(RunFailed):  # a shape that the model itself refuses is none that is served
+                _together(host, [other] * work.instances)
+        if work.shapes:
+            _repeat(host, requests, lambda: mark()[0] - baseline)
         gc.collect()
-        steady = _resident()
-    highest, exact = peak()
+        steady = resident()
+    highest, exact = mark()
     return Measured(
         baseline=baseline,
         peak=max(0, highest - baseline),
@@ -256,66 +287,31 @@ def _measure_here() -> Measured:
     )
 
 
-def _settled() -> int:
-    """Resident bytes after what was freed has gone back to the kernel: what the allocator kept would be used again by
-    the sessions, and they would seem to take that much less."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc's own; elsewhere nothing is known to be kept
-        ctypes.CDLL(None).malloc_trim(0)
-    return _resident()
+def _repeat(host: ServingHost, requests: Sequence[Mapping[str, Any]], taken: Callable[[], int]) -> None:
+    """All instances at once, until `STILL` times in a row added nothing to the bytes `taken`."""
+    still, before = 0, taken()
+    for _ in range(TOGETHER):
+        _together(host, requests)
+        now = taken()
+        still, before = still + 1 if now - before <= _NOTHING * before else 0, now
+        if still == STILL:
+            return
 
 
-def _resident() -> int:
-    return _status("VmRSS") or int(psutil.Process().memory_info().rss)
+def _together(host: ServingHost, requests: Sequence[Mapping[str, Any]]) -> None:
+    """A request for each instance, all at once; what is answered is dropped when the last is."""
+    futures = [host.submit(feeds) for feeds in requests]
+    for future in futures:
+        future.result()
 
 
-def _status(name: str) -> int | None:
-    """A figure of the kernel's about this process in bytes; None where it has none."""
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
-
-
-@contextlib.contextmanager
-def _peak() -> Iterator[Callable[[], tuple[int, bool]]]:
-    """The largest resident size of the block, asked for after it, and whether it is the kernel's own mark.
-
-    The mark counts from the process's beginning, with all that importing the runtimes took for a moment. Where it
-    cannot be set back, it still tells a peak above the one before; any other is what a thread sees.
-    """
-    with contextlib.suppress(OSError):  # not Linux, or not allowed in this container
-        _CLEAR.write_text("5")
-    before, begun = _status("VmHWM"), _resident()
-    marked = before is not None and before - begun <= _SLACK
-    seen = [begun]
-    done = threading.Event()
-
-    def look() -> None:
-        while not done.wait(_PERIOD):
-            seen.append(max(seen.pop(), _resident()))
-
-    thread = threading.Thread(target=look, daemon=True)
-    if not marked:
-        thread.start()
-
-    def highest() -> tuple[int, bool]:
-        mark = _status("VmHWM")
-        if mark is not None and (marked or (before is not None and mark > before)):
-            return mark, True
-        return max(seen[0], _resident()), False
-
-    try:
-        yield highest
-    finally:
-        done.set()
-        if not marked:
-            thread.join()
-
-
-_SLACK = 1 << 20
-"""Bytes by which the mark may be above what is resident right after it was set back."""
+def _reshaped(array: Any, shape: tuple[int, ...] | None) -> Any:
+    """An input's elements in another shape: a view of them where there are enough."""
+    if shape is None or not isinstance(array, np.ndarray):
+        return array
+    count = math.prod(shape)
+    elements = array.reshape(-1)[:count] if count <= array.size else np.resize(array, count)
+    return elements.reshape(shape)
 
 
 def _write(path: Path, feeds: Sample) -> None:

@@ -44,6 +44,11 @@ class Range:
         return any(low <= extent <= high for low, high in self.spans or ((self.min, self.max),))
 
     @property
+    def count(self) -> int:
+        """How many extents that is."""
+        return sum(high - low + 1 for low, high in self.spans or ((self.min, self.max),))
+
+    @property
     def fixed(self) -> bool:
         """Whether exactly one extent is left."""
         return self.min == self.max
@@ -188,19 +193,29 @@ class Graph:
         return replace(self, values=values, bounds=kept, fixed={**self.fixed, **fixed})
 
     def nbytes(self, value: int, which: str = "max") -> int | None:
-        """Size of a value in bytes with every symbol at its "min", "opt" or "max"; None where that is unknown."""
+        """Size of a value in bytes with every symbol at its "min", "opt" or "max"; None where that is unknown.
+
+        The largest size is one that some alternative of each of the choices has, not that of extents never seen
+        together.
+        """
         if value in self.initializers:
             return self.initializers[value]
         found = self.values[value]
         if found.shape is None or found.dtype is None or found.dtype not in BITS:
             return None
-        extents: list[int] = []
-        for dim in found.shape:
-            bound = self.range_of(dim)
-            if bound is None:
-                return None
-            extents.append(getattr(bound, which))
-        return math.ceil(math.prod(extents) * BITS[found.dtype] / 8)
+        ranges = [self.range_of(dim) for dim in found.shape]
+        known = [bound for bound in ranges if bound is not None]
+        if len(known) != len(ranges):
+            return None
+        elements: int = math.prod(getattr(bound, which) for bound in known)
+        if which == "max":
+            dims = list(zip(found.shape, known, strict=True))
+            for choice in self.choices:
+                coupled = (
+                    math.prod(one.get(d, r).max if isinstance(d, str) else r.max for d, r in dims) for one in choice
+                )
+                elements = min(elements, max(coupled))
+        return math.ceil(elements * BITS[found.dtype] / 8)
 
     def walk(self) -> Iterator[Node]:
         """Every node, the bodies of control flow included."""

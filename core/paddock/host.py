@@ -26,7 +26,7 @@ from paddock.spi import Adapter, Arrays, Artifact, Context, Device, Observed, Re
 Outputs = dict[str, "np.ndarray[Any, Any]"]
 
 _REENTRANT_PERMITS = 256
-"""How many calls may be inside one reentrant session at once."""
+"""How many calls may be inside one reentrant session at once, where nothing limits them."""
 
 
 class ExecutionHost(ABC):
@@ -86,13 +86,10 @@ class Threads:
                 remedy="close it from another thread",
             )
 
-    def close(self) -> bool:
-        """Waits for what was submitted; False where they are closed already."""
-        if self._closed:
-            return False
+    def close(self) -> None:
+        """Waits for what was submitted; twice is fine."""
         self._closed = True
         self._pool.shutdown(wait=True)
-        return True
 
     def is_closed(self) -> RunFailed:
         """The error of whoever comes too late."""
@@ -120,6 +117,11 @@ class ServingHost(ExecutionHost):
     def run_on(self, instance: int, feeds: Arrays, into: Arrays | None = None) -> Outputs:
         """`run` on one given instance, whoever else uses it: for checking each, and for whoever shares them out."""
 
+    @property
+    @abstractmethod
+    def writes(self) -> bool:
+        """Whether a session has a `run_into` of its own, whose numbers are not those of its `run` by construction."""
+
 
 class InProcessHost(ServingHost):
     """Sessions in this process.
@@ -129,9 +131,19 @@ class InProcessHost(ServingHost):
         threading_kind: The adapter's declared threading.
         instances: How many sessions serve in parallel.
         name: The adapter's name; errors carry it.
+        inside: How many calls may be inside one reentrant session at once, 256 by default; where memory is limited it
+            has to be 1, since what a session takes is known for one call. Any other session takes one at a time.
     """
 
-    def __init__(self, load: Callable[[], Session], threading_kind: Threading, instances: int, name: str) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Session],
+        threading_kind: Threading,
+        instances: int,
+        name: str,
+        *,
+        inside: int | None = None,
+    ) -> None:
         self._name = name
         self._threading = threading_kind
         self._home = threading.get_ident()
@@ -142,6 +154,8 @@ class InProcessHost(ServingHost):
         self._sessions: list[Session] = []
         self._owners: dict[int, OwnThread] = {}
         self._owner_threads: list[OwnThread] = []
+        self._permits = 0
+        self._ended = False
         try:
             for _ in range(instances):
                 self._add(load)
@@ -150,11 +164,13 @@ class InProcessHost(ServingHost):
             with contextlib.suppress(RunFailed):
                 self.close()
             raise
-        permits = _REENTRANT_PERMITS if threading_kind is Threading.REENTRANT else 1
-        self._permits = permits * instances
-        for _ in range(permits):
+        permits = 1
+        if threading_kind is Threading.REENTRANT:
+            permits = _REENTRANT_PERMITS if inside is None else inside
+        for _ in range(permits):  # in turns, so that as few as can be meet in one session
             for session in self._sessions:
                 self._free.put(session)
+        self._permits = permits * instances
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None, into: Arrays | None = None) -> Outputs:
         self._threads.check()
@@ -177,6 +193,10 @@ class InProcessHost(ServingHost):
             raise RunFailed(f"{self._name} failed while running: {first_line(error)}") from error
         return found
 
+    @property
+    def writes(self) -> bool:
+        return any(getattr(session.run_into, "__func__", None) is not Session.run_into for session in self._sessions)
+
     def bind(self, instance: int, buffers: Arrays) -> frozenset[str]:
         """`Session.bind` of one instance, on its own thread; raises `BuildFailed` for what its SDK raises."""
         session = self._sessions[instance]
@@ -197,10 +217,13 @@ class InProcessHost(ServingHost):
     def close(self) -> None:
         self.check_closing()
         with self._closing:  # a second caller returns when the first is done
-            if not self._threads.close():
+            if self._ended:
                 return
-            for _ in range(getattr(self, "_permits", 0)):
+            self._threads.close()
+            while self._permits:  # counted down, so that who was interrupted here can go on with closing
                 self._free.get()  # each call inside gives its permit back when it is done
+                self._permits -= 1
+            self._ended = True
             self._free.put(None)  # whoever waits, or comes later, finds this
             failed: Exception | None = None
             for session in self._sessions:

@@ -89,14 +89,17 @@ class SegmentMemory:
 
     @property
     def least(self) -> int:
-        """Bytes that all its instances take at least."""
-        return self.weights * self.copies + (self.bound + self.io) * self.instances
+        """Bytes that all its instances take at least.
+
+        Weights, inputs and outputs alone: a backend may fuse operators, and never make the values between them.
+        """
+        return self.weights * self.copies + self.io * self.instances
 
     @property
     def most(self) -> int | None:
-        """Bytes that all its instances take at most, by the adapter's own figures."""
+        """Bytes that all its instances take at most, by the adapter's own figures; None where sizes are unknown."""
         found = self.footprint
-        if found is None:
+        if found is None or self.unknown:
             return None
         base = self.unshared if self.planned_by == "none" else self.arena
         each = found.session + found.node * self.nodes + found.workspace + self.io + round(found.intermediates * base)
@@ -108,7 +111,8 @@ class SegmentMemory:
 class MemoryPlan:
     """Predicted bytes of one deployment: its segments', and what Paddock itself allocates on `kind`.
 
-    `owned` is exact: the one allocation that holds what crosses borders between segments, and staging copies.
+    `owned` is exact: the one allocation, in the host's memory, that holds what crosses borders between segments, and
+    staging copies.
     `measured` is the peak of a run in a process of its own, over the loaded runtimes, where one was kept.
     """
 
@@ -126,14 +130,28 @@ class MemoryPlan:
 
     @property
     def least(self) -> int:
-        """Bytes that it takes at least."""
-        return self.owned + sum(segment.least for segment in self.here)
+        """Bytes that it takes at least; pages of Paddock's own memory that nobody writes take none."""
+        return sum(segment.least for segment in self.here)
 
     @property
     def most(self) -> int | None:
-        """Bytes that it takes at most; None where an adapter tells no bound and nothing was measured."""
+        """Bytes that it takes at most; None where an adapter tells no bound, or sizes are unknown."""
         bounds = [segment.most for segment in self.here]
-        return None if None in bounds else self.owned + sum(bound for bound in bounds if bound is not None)
+        owned = self.owned if self.kind == "host" else 0
+        return None if None in bounds else owned + sum(bound for bound in bounds if bound is not None)
+
+    @property
+    def beside(self) -> int:
+        """Bytes that the segments elsewhere take at least of the host's memory: fallbacks of a device."""
+        return sum(segment.least for segment in self.segments if self.kind != "host" and segment.kind == "host")
+
+    def within(self, budget: int) -> bool | None:
+        """Whether it stays within `budget` bytes: as measured or, before that, by its ends; None if a run must tell."""
+        if self.measured is not None:
+            return self.measured <= budget
+        if self.least > budget:
+            return False
+        return True if self.most is not None and self.most <= budget else None
 
     @property
     def unknown(self) -> int:

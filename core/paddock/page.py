@@ -18,7 +18,7 @@ from paddock.memory_plan import MemoryPlan, SegmentMemory
 from paddock.occupancy import alive_at, occupancy
 from paddock.page_data import Traces, page_data
 from paddock.plan import Plan, Setting
-from paddock.planning.memory import readable
+from paddock.planning.memory import readable, told_limit
 
 _LARGEST = 14
 _WIDE = 6
@@ -126,7 +126,7 @@ def _budget(memory: MemoryPlan) -> Iterator[str]:
     """Predicted, measured and admitted bytes on one scale."""
     most = memory.most
     scale = max(memory.least, most or 0, memory.measured or 0, memory.limit or 0, 1)
-    over = memory.limit is not None and max(memory.least, most or 0, memory.measured or 0) > memory.limit
+    over = memory.limit is not None and memory.within(memory.limit) is False
     width = 600
 
     def at(size: int) -> float:
@@ -151,7 +151,7 @@ def _budget(memory: MemoryPlan) -> Iterator[str]:
     ]
     if memory.measured is not None:
         rows.append(("measured", "measured", readable(memory.measured)))
-    rows.append(("limit", "limit", readable(memory.limit) if memory.limit is not None else "none set"))
+    rows.append(("limit", "limit", told_limit(memory)))
     rows.append(("", "Paddock's own", readable(memory.owned)))
     rows.append(("", "instances", str(memory.instances)))
     if memory.unknown:

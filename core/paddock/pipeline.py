@@ -45,11 +45,13 @@ class Pipeline(ServingHost):
         self._free: queue.SimpleQueue[list[StageRun] | None] = queue.SimpleQueue()
         for lane in self._lanes:
             self._free.put(lane)
+        self._serving = instances
         beside = max(sum(flow.stages[n].heavy for n in wave[1:]) for wave in flow.waves)
         self._beside = ThreadPoolExecutor(beside * instances, f"paddock {name} beside") if beside else None
         self._threads = Threads(instances, name)
         self._home = threading.get_ident() if any(stage.home for stage in flow.stages) else None
         self._closing = threading.Lock()
+        self._ended = False
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None, into: Arrays | None = None) -> Outputs:
         self._threads.check()
@@ -64,6 +66,10 @@ class Pipeline(ServingHost):
 
     def run_on(self, instance: int, feeds: Arrays, into: Arrays | None = None) -> Outputs:
         return self._flow.run(feeds, self._lanes[instance], self._beside, into)
+
+    @property
+    def writes(self) -> bool:
+        return any(host.writes for host in self._hosts)
 
     def observed(self) -> Observed:
         """The nodes of all sessions, and the settings of those on the adapter asked for.
@@ -95,10 +101,13 @@ class Pipeline(ServingHost):
         """Waits for the requests inside, then closes every segment's sessions; the first failure is raised."""
         self.check_closing()
         with self._closing:  # a second caller returns when the first is done
-            if not self._threads.close():
+            if self._ended:
                 return
-            for _ in self._lanes:
+            self._threads.close()
+            while self._serving:  # counted down, so that who was interrupted here can go on with closing
                 self._free.get()
+                self._serving -= 1
+            self._ended = True
             self._free.put(None)
             if self._beside is not None:
                 self._beside.shutdown(wait=True)

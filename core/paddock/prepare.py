@@ -34,7 +34,14 @@ from paddock.reading import open_model
 from paddock.references import Reference, reference_outputs
 from paddock.registry import Registered, Registry, Resolved
 from paddock.samples import Sample, digest_samples
-from paddock.sampling import Samples, calibration_samples, check_apart, given_samples, judging_samples
+from paddock.sampling import (
+    Samples,
+    admitting_model,
+    calibration_samples,
+    check_apart,
+    given_samples,
+    judging_samples,
+)
 from paddock.spi import Arrays, Context, Event
 from paddock.verify import Outcome, compare
 from paddock.workshop import Part, Workshop
@@ -61,33 +68,36 @@ def prepare(
     tell = progress or (lambda message: None)
     with config.named():
         tell("reading the model")
-        origin = open_model(model, registry, children)
-        unbounded = origin.graph
-        origin = origin.with_graph(apply_shapes(unbounded, config))
-        given = given_samples(samples, origin, config)
-        keep = asked_to_keep(origin, config)
-        calibration = calibration_samples(origin, config, is_quantised(origin))
-        resolved = registry.resolve(config)
-        check_fallback(config, registry)
-        work = Path(tempfile.mkdtemp(prefix="paddock-"))
-        try:
+        whole = open_model(model, registry, children)
+        name, work = next(_NAMES), Path(tempfile.mkdtemp(prefix="paddock-"))
+
+        def planned(config: HardwareConfig, notes: Sequence[str] = ()) -> Prepared:
+            origin = whole.with_graph(apply_shapes(whole.graph, config))
+            admitting = admitting_model(whole, config)
+            given = given_samples(samples, admitting, config)
+            keep = asked_to_keep(origin, config)
+            calibration = calibration_samples(admitting, config, is_quantised(origin))
+            resolved = registry.resolve(config)
+            check_fallback(config, registry)
             job = _Job(
-                next(_NAMES), config, origin, registry, children, resolved, work, tell, given, calibration
+                name, config, origin, admitting, registry, children, resolved, work, tell, given, calibration
             )  # fmt: skip
             if calibration and config.accuracy.verify != "off":
-                check_apart(calibration, job.samples().judged, origin.graph)
-            prepared = job.plan({}, keep)
+                check_apart(calibration, job.samples().judged, admitting.graph)
+            return job.plan({}, keep, notes)
+
+        try:
+            prepared = planned(config)
             if config.batch_size == "max":
                 batch, reason = prepared.budgeter.settled_batch(prepared.plan.memory)
-                config = config.model_copy(update={"batch_size": batch})
-                bounded = origin.with_graph(apply_shapes(unbounded, config))
-                prepared = replace(job, config=config, origin=bounded).plan({}, keep, (reason,))
+                prepared = planned(config.model_copy(update={"batch_size": batch}), (reason,))
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
+        resolved = prepared.job.resolved
         for passed, reason in resolved.skipped:
             facts = {"skipped": passed, "reason": reason, "taken": resolved.name}
-            registry.observe(Event("candidate", job.name, facts))
+            registry.observe(Event("candidate", prepared.name, facts))
         return prepared
 
 
@@ -98,6 +108,8 @@ class _Job:
     name: str
     config: HardwareConfig
     origin: Model
+    admitting: Model
+    """The same, with the bounds that samples are checked by: while the batch size is being found, it is open."""
     registry: Registry
     children: Children
     resolved: Resolved
@@ -204,7 +216,7 @@ class _Job:
     def _judging(self) -> Samples:
         """Read or drawn once: planning measures on it, and verification judges by it."""
         format = self.registry.formats[self.origin.format]
-        found = judging_samples(self.origin, self.config, self.given, format)
+        found = judging_samples(self.admitting, self.config, self.given, format)
         return found if self.config.io_dtype is None else found.rounded()
 
     @cached_property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from paddock.errors import ConfigError, MemoryRefused, UsageError, did_you_mean
-from paddock.graph import Choice, Dim, Graph, Range, Value
+from paddock.graph import Dim, Graph, Value
 from paddock.npz import read_npz
+from paddock.planning.corners import alternatives, clamp
 from paddock.planning.shapes import admits
 
 Sample = Mapping[str, "np.ndarray[Any, Any]"]
@@ -181,7 +181,7 @@ def typical(
     extents.update(
         {dim: getattr(graph.bounds[dim], at) for dim in extents if isinstance(dim, str) and dim in graph.bounds}
     )
-    coupled = _alternatives(graph)
+    coupled = alternatives(graph)
     if at == "max":
         coupled.sort(key=lambda ranges: -math.prod(r.max for r in ranges.values()))
     extents.update({symbol: getattr(r, at) for ranges in coupled[:1] for symbol, r in ranges.items()})
@@ -282,7 +282,7 @@ def _extents_to_try(graph: Graph) -> list[dict[Dim, int]]:
             bound = graph.range_of(dim)
             if bound is not None:
                 spans = bound.spans or ((bound.min, bound.max),)
-                first[dim] = min((_clamp(default[0], *span) for span in spans), key=lambda e: abs(e - default[0]))
+                first[dim] = min((clamp(default[0], *span) for span in spans), key=lambda e: abs(e - default[0]))
                 ends = [end for span in spans for end in span if end != first[dim]]
                 second[dim] = min(ends, key=lambda e: abs(e - default[1])) if ends else first[dim]
     if graph.choices:
@@ -292,38 +292,12 @@ def _extents_to_try(graph: Graph) -> list[dict[Dim, int]]:
 
 def _coupled(graph: Graph, first: dict[Dim, int], second: dict[Dim, int]) -> list[dict[Dim, int]]:
     """Where the config couples dimensions: the smallest extents of the first alternative, and others that differ."""
-    ranges = _alternatives(graph)
+    ranges = alternatives(graph)
     ends: list[dict[Dim, int]] = [{s: r.min for s, r in found.items()} for found in ranges]
     ends += [{s: r.max for s, r in found.items()} for found in ranges]
     other = next((extents for extents in ends if extents != ends[0]), ends[0])
     tried = [{**first, **ends[0]}, {**second, **other}]
     return tried if tried[0] != tried[1] else tried[:1]
-
-
-def _alternatives(graph: Graph) -> list[Mapping[str, Range]]:
-    """The first few ways to satisfy all of the graph's choices at once, as ranges by symbol; none without choices."""
-    found = list(itertools.islice(_agreeing(graph.choices, {}), 16)) if graph.choices else []
-    if graph.choices and not found:
-        raise ConfigError("no shape satisfies all of these entries at once", where="$.shapes")
-    return found
-
-
-def _agreeing(choices: Sequence[Choice], settled: Mapping[str, Range]) -> Iterator[Mapping[str, Range]]:
-    if not choices:
-        yield settled
-        return
-    for alternative in choices[0]:
-        ranges = dict(settled)
-        for symbol, found in alternative.items():
-            known = ranges.get(symbol, found)
-            low, high = max(known.min, found.min), min(known.max, found.max)
-            ranges[symbol] = Range(low, _clamp(known.opt, low, high), high)
-        if all(r.min <= r.max for r in ranges.values()):
-            yield from _agreeing(choices[1:], ranges)
-
-
-def _clamp(extent: int, low: int, high: int) -> int:
-    return max(low, min(extent, high))
 
 
 def _draw(

@@ -13,6 +13,8 @@ from paddock.errors import ConfigError, UsageError
 from paddock.graph import Graph
 from paddock.model import Model
 from paddock.plan import Precision
+from paddock.planning.memory import BIGGEST_BATCH
+from paddock.planning.shapes import apply_shapes
 from paddock.references import Reference, read_golden
 from paddock.samples import Sample, checked, digest_samples, generate, load_samples
 from paddock.spi import Format
@@ -40,6 +42,17 @@ class Samples:
         """The same with every float32 as float16 holds it, for a deployment that takes that."""
         extra = None if self.extra is None else _rounded(self.extra)
         return replace(self, inputs=tuple(_rounded(sample) for sample in self.inputs), extra=extra)
+
+
+def admitting_model(model: Model, config: HardwareConfig) -> Model:
+    """The model with the bounds that samples are checked by: the config's, but that "max" admits every batch size.
+
+    A deployment is planned with a small batch while the size is still being found; samples may have any that can come
+    of it, and are checked again once it is known.
+    """
+    if config.batch_size == "max":
+        config = config.model_copy(update={"batch_size": BIGGEST_BATCH})
+    return model.with_graph(apply_shapes(model.graph, config))
 
 
 def judging_samples(origin: Model, config: HardwareConfig, given: tuple[Sample, ...] | None, format: Format) -> Samples:

@@ -12,18 +12,17 @@ import numpy as np
 
 from paddock import footprint
 from paddock.arena import Arena
-from paddock.checks import largest_sample
-from paddock.errors import RunFailed, UsageError, did_you_mean
+from paddock.errors import OtherShape, UsageError, did_you_mean
 from paddock.footprint import Measured
 from paddock.host import Outputs, ServingHost
-from paddock.into import Receivers
+from paddock.into import Answers, Receivers
 from paddock.model import Files, Model
 from paddock.plan import Means, Plan
 from paddock.planning.shapes import describe_shape
 from paddock.prepare import Prepared
 from paddock.registry import Registry
 from paddock.samples import Border
-from paddock.spi import Artifact, Event
+from paddock.spi import Artifact, Event, other_shape
 from paddock.verify import Report
 
 
@@ -65,6 +64,7 @@ class Deployment:
         outputs = zip(prepared.origin.graph.output_values, prepared.target.graph.output_values, strict=True)
         self._inputs = {here.name: there.name for here, there in inputs}
         self._outputs = {here.name: there.name for here, there in outputs}
+        self._answers = Answers(self.interface, self._outputs, plan.adapter)
         self._renames = any(here != there for here, there in (*self._inputs.items(), *self._outputs.items()))
 
     @property
@@ -108,7 +108,7 @@ class Deployment:
 
         Raises `ChildFailed` where that process crashes or takes too long.
         """
-        found = footprint.measure(self._prepared, self.artifacts, largest_sample(self._prepared))
+        found = footprint.measure(self._prepared, self.artifacts, footprint.largest(self._prepared))
         footprint.keep(self._prepared, found)
         return found
 
@@ -135,9 +135,9 @@ class Deployment:
             if into is not None:
                 return self._run_into(ready, outputs, into)
             if not self._renames and outputs is None:
-                return self._host.run(ready)
+                return self._answers.given(self._host.run(ready), ready)
             outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
-            return self._named(self._host.run(*self._translated(ready, outputs)), outputs)
+            return self._answers.given(self._host.run(*self._translated(ready, outputs)), ready, outputs)
         finally:
             if stretch is not None:
                 self._arena.release(stretch)
@@ -161,14 +161,17 @@ class Deployment:
             raise
 
         def done(finished: Future[Outputs]) -> None:
-            self._arena.release(stretch)
-            if not answer.set_running_or_notify_cancel():
+            try:
+                found = finished.result()
+                given = dict(into) if into is not None else self._answers.given(found, ready, outputs)
+            except BaseException as error:  # whatever a session did: without an answer the caller would wait for ever
+                self._arena.release(stretch)
+                if answer.set_running_or_notify_cancel():
+                    answer.set_exception(self._renamed(error))
                 return
-            error = finished.exception()
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(dict(into) if into is not None else self._named(finished.result(), outputs))
+            self._arena.release(stretch)  # after the answer was taken out of it, and before the caller hears of it
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(given)
 
         inner.add_done_callback(done)
         return answer
@@ -197,7 +200,10 @@ class Deployment:
         self, ready: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None, into: Mapping[str, Any]
     ) -> dict[str, np.ndarray[Any, Any]]:
         places = self._places(ready, outputs, into)
-        self._host.run(self._translated(ready, None)[0], None, places)
+        try:
+            self._host.run(self._translated(ready, None)[0], None, places)
+        except OtherShape as error:
+            raise self._renamed(error) from None
         return dict(into)
 
     def close(self) -> None:
@@ -225,11 +231,12 @@ class Deployment:
         wanted = None if outputs is None else [self._output(name) for name in outputs]
         return {self._inputs[name]: array for name, array in ready.items()}, wanted
 
-    def _named(self, found: Outputs, wanted: Sequence[str] | None) -> Outputs:
-        try:
-            return {here: found[there] for here, there in self._outputs.items() if wanted is None or here in wanted}
-        except KeyError as missing:
-            raise RunFailed(f"{self.plan.adapter} left out the output {missing} of this run") from None
+    def _renamed(self, error: BaseException) -> BaseException:
+        """The error, with the caller's name for the output that it is about."""
+        if not isinstance(error, OtherShape):
+            return error
+        here = next((here for here, there in self._outputs.items() if there == error.output), error.output)
+        return other_shape(here, error.given, error.found)
 
     def _output(self, name: object) -> str:
         if not isinstance(name, str) or name not in self._outputs:

@@ -16,7 +16,7 @@ from paddock.bench import Entry, Measured
 from paddock.bisect import Bisection
 from paddock.lowered import Written
 from paddock.plan import Plan, PrecisionPlan, SearchStep
-from paddock.planning.memory import readable
+from paddock.planning.memory import readable, told_limit
 from paddock.registry import Plugin, Registered
 from paddock.spi import Devices, Probe
 from paddock.timeline import timeline
@@ -260,6 +260,6 @@ def _memory(plan: Plan) -> str:
     m = plan.memory
     most = f", at most {readable(m.most)}" if m.most is not None else ""
     measured = f", measured {readable(m.measured)}" if m.measured is not None else ""
-    limit = f", limit {readable(m.limit)}" if m.limit is not None else ""
+    limit = f", limit {told_limit(m)}" if m.limit is not None else ""
     unknown = f", {m.unknown} values of unknown size not counted" if m.unknown else ""
     return f"at least {readable(m.least)}{most} on the {m.kind}{measured}{limit}{unknown}; {m.instances} instance(s)"

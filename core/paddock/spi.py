@@ -18,7 +18,7 @@ import pluggy
 from pydantic import BaseModel, ConfigDict
 
 from paddock.config import HardwareConfig
-from paddock.errors import NotAvailable, UsageError
+from paddock.errors import NotAvailable, OtherShape
 from paddock.formats import CastModel, Format
 from paddock.graph import Range
 from paddock.memory_plan import Footprint, SegmentMemory
@@ -224,12 +224,12 @@ class Quantizer(ABC):
         """
 
 
-def other_shape(output: str, given: Sequence[int], found: Sequence[int]) -> UsageError:
-    """The error of `Session.run_into` where an output does not fit into the array that is given for it."""
-    return UsageError(
-        f"the output {output!r} has the shape {list(found)} in this run", where="into",
-        candidates=[f"given: {list(given)}"], remedy="give an array of that shape",
-    )  # fmt: skip
+def other_shape(output: str, given: Sequence[int], found: Sequence[int]) -> OtherShape:
+    """The error of `Session.run_into` where an output does not fit into the array that is given for it.
+
+    No other error says so: this one the core may answer with a `run`, where the array was its own guess.
+    """
+    return OtherShape(output, given, found)
 
 
 class Session(ABC):
@@ -266,8 +266,9 @@ class Session(ABC):
         """Computes the outputs that `into` names, as `run` does, and writes them into these very arrays.
 
         They are dense, row-major, writable, of the outputs' dtypes, and share no memory with the feeds or each other.
-        Raises `UsageError` where an output turns out to have another shape. By default they are copied; a session that
-        can let its backend write there saves the copy. Never called for what is bound.
+        Raises `other_shape` where an output turns out to have another one. By default they are copied; a session that
+        can let its backend write there saves the copy, and is checked for the same numbers. Never called for what is
+        bound.
         """
         found = self.run(feeds, tuple(into))
         for name, array in into.items():

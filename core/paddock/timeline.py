@@ -11,7 +11,7 @@ from rich.text import Text
 
 from paddock.memory_plan import MemoryPlan, PlannedBuffer, SegmentMemory
 from paddock.occupancy import Occupancy, alive_at, occupancy
-from paddock.planning.memory import readable
+from paddock.planning.memory import readable, told_limit
 
 _ROWS = 8
 _NAMED = 5
@@ -98,10 +98,8 @@ def _totals(memory: MemoryPlan) -> Iterator[Text]:
     if memory.measured is not None:
         yield Text(f"  measured  {readable(memory.measured)}, the peak of a run in a process of its own")
     if memory.limit is not None:
-        known = max(memory.least, memory.measured or 0) if memory.measured is not None or most is None else most
-        over = known > memory.limit
-        share = f"{known / memory.limit:.0%} of it" if memory.limit else "nothing fits"
-        yield Text(f"  limit     {readable(memory.limit)}, {share}", "red" if over else "")
+        style = {True: "", False: "red", None: "yellow"}[memory.within(memory.limit)]
+        yield Text(f"  limit     {told_limit(memory)}", style)
     if memory.owned:
         yield Text(f"  Paddock's own buffers  {readable(memory.owned)}, exactly")
     if memory.instances != 1:

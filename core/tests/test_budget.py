@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import numpy as np
 import paddock_fakes_segments as odd
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
-from paddock import footprint
+from paddock import budget, deployment, footprint
 from paddock.child import Children
 from paddock.deployment import deploy
-from paddock.errors import ConfigError, MemoryRefused
+from paddock.errors import BuildFailed, ConfigError, MemoryRefused, NotAvailable, UsageError
+from paddock.memory_plan import Footprint
 from paddock.prepare import Prepared, prepare
 from paddock.registry import Registry
 from paddock.terminal import exit_code
@@ -85,9 +89,9 @@ def test_another_batch_is_predicted_as_it_would_be_planned(plan: Plan, backend: 
 def test_max_is_the_largest_batch_that_is_sure_to_fit(plan: Plan, limit: str) -> None:
     found = plan(batch_size="max", memory={"limit": limit})
     batch = found.config.batch_size
-    budget = found.config.memory.limit
-    assert isinstance(batch, int) and budget is not None
-    assert (found.plan.memory.most or 0) <= budget < (found.budgeter.at_batch(batch + 1).most or 0)
+    limit_bytes = found.config.memory.limit
+    assert isinstance(batch, int) and limit_bytes is not None
+    assert (found.plan.memory.most or 0) <= limit_bytes < (found.budgeter.at_batch(batch + 1).most or 0)
     assert found.plan.shapes == {"x": f"[1..{batch}, 64]"}
     assert f'batch_size "max" is {batch}: the largest that is sure to stay within memory.limit' in found.plan.notes
 
@@ -126,10 +130,12 @@ def test_over_the_limit_is_refused_with_the_batch_that_fits(
 ) -> None:
     limit = (plan(batch_size=16).plan.memory.most or 0) + 1000
     with pytest.raises(MemoryRefused) as caught:
-        serve(registry, children, reshaped, batch_size=4096, memory={"limit": limit})
+        serve(registry, children, reshaped, batch_size=65_536, memory={"limit": limit})
     error = caught.value
     assert exit_code(error) == 5 and str(error.where).endswith("$.memory.limit")
-    assert "needs at least" in error.problem and "set batch_size to 16, the largest that fits" in str(error.remedy)
+    assert "needs at least" in error.problem and "set batch_size to 16, the largest that is sure to fit" in str(
+        error.remedy
+    )
     assert error.candidates[0].startswith("intermediates") and any("at the peak: " in line for line in error.candidates)
     assert not list(registry.store.root.glob("tried/*")), "nothing was built for it"
 
@@ -139,12 +145,12 @@ def test_between_the_bounds_a_run_decides_and_is_remembered(
 ) -> None:
     memory = plan(batch_size=64).plan.memory
     assert memory.most is not None
-    with serve(registry, children, reshaped, batch_size=64, memory={"limit": memory.most - 1}) as deployment:
-        taken = deployment.plan.memory.measured
+    with serve(registry, children, reshaped, batch_size=64, memory={"limit": memory.most - 1}) as served:
+        taken = served.plan.memory.measured
         assert taken is not None and memory.least < taken <= memory.most
     monkeypatch.setattr(footprint, "measure", lambda *args: pytest.fail("it was measured before"))
-    with serve(registry, children, reshaped, batch_size=64, memory={"limit": memory.most - 1}) as deployment:
-        assert deployment.plan.memory.measured == taken
+    with serve(registry, children, reshaped, batch_size=64, memory={"limit": memory.most - 1}) as served:
+        assert served.plan.memory.measured == taken
     with pytest.raises(MemoryRefused, match="took, when it was measured"):
         serve(registry, children, reshaped, batch_size=64, memory={"limit": taken - 1})
 
@@ -154,9 +160,143 @@ def test_an_adapter_that_tells_no_bound_is_measured_where_there_is_a_limit(
 ) -> None:
     model = odd.save(tmp_path / "m.onnx", [("a MatMul", "x W", "y")], ("y",), (4, 512), W=np.eye(512, dtype=np.float32))
     fields = {"backend": "odd", "accuracy": {"verify": "off"}}
-    with serve(registry, children, model, **fields) as deployment:
-        assert deployment.plan.memory.most is None and deployment.plan.memory.measured is None
+    with serve(registry, children, model, **fields) as served:
+        assert served.plan.memory.most is None and served.plan.memory.measured is None
     with pytest.raises(MemoryRefused, match="over the limit of"):
-        serve(registry, children, model, **fields, memory={"limit": deployment.plan.memory.least + 1})
-    with serve(registry, children, model, **fields, memory={"limit": "64MiB"}) as deployment:
-        assert 0 < (deployment.plan.memory.measured or 0) < 64 * MIB
+        serve(registry, children, model, **fields, memory={"limit": served.plan.memory.least + 1})
+    with serve(registry, children, model, **fields, memory={"limit": "64MiB"}) as served:
+        assert 0 < (served.plan.memory.measured or 0) < 64 * MIB
+
+
+def inputs_of(path: Path, nodes: list[Any], shape: tuple[Any, ...], *constants: Any) -> Path:
+    """A model of one input x and one output y, whose shape it leaves open."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, s) for name, s in (("x", shape), ("y", None))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_coupled_profiles_are_planned_one_by_one(registry: Registry, children: Children, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["t"]), helper.make_node("Exp", ["t"], ["y"])]
+    model = inputs_of(tmp_path / "m.onnx", nodes, ("b", "s"))
+    profiles = [{"min": [1, 1], "max": [2, 4096]}, {"min": [1, 1], "max": [1024, 16]}]
+    config = {"hardware": "cpu", "backend": "onnxruntime", "shapes": {"x": profiles}, "accuracy": {"verify": "off"}}
+    found = prepare(model, config, registry=registry, children=children)
+    found.discard()
+    memory, largest = found.plan.memory, 4 * 1024 * 16
+    assert (memory.least, memory.owned, memory.segments[0].arena) == (2 * largest, largest, largest)
+
+
+def test_what_grows_as_an_input_shrinks_is_planned_where_it_is_largest(
+    registry: Registry, children: Children, tmp_path: Path
+) -> None:
+    """y = the sum of 1,000,000 - n zeros, and so of 4 MB for the shortest input."""
+    names = {"whole": [1_000_000], "none": [0]}
+    constants = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in names.items()]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n"]), helper.make_node("Sub", ["whole", "n"], ["left"]),
+        helper.make_node("ConstantOfShape", ["left"], ["zeros"]), helper.make_node("Exp", ["zeros"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones", "none"], ["y"], keepdims=0),
+    ]  # fmt: skip
+    model = inputs_of(tmp_path / "m.onnx", nodes, ("n",), *constants)
+    shapes = {"n": {"min": 10, "max": 999_000}}
+    config = {"hardware": "cpu", "backend": "onnxruntime", "shapes": shapes, "accuracy": {"verify": "off"}}
+    found = prepare(model, config, registry=registry, children=children)
+    found.discard()
+    assert found.plan.memory.segments[0].arena >= 4 * (1_000_000 - 10)
+
+
+def test_max_takes_samples_of_any_batch_that_then_fits(
+    registry: Registry, children: Children, reshaped: Path, tmp_path: Path
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((3, 64), np.float32)
+    np.savez(tmp_path / "in.npz", x=rows)
+    fields = {"batch_size": "max", "memory": {"limit": "200MiB"}}
+    config = {"hardware": "cpu", "backend": "onnxruntime", **fields}
+    with deploy(reshaped, config, registry=registry, children=children, samples=[{"x": rows}]) as served:
+        assert served.report.source == "given in the call"
+    config["accuracy"] = {"samples": str(tmp_path / "in.npz")}
+    deploy(reshaped, config, registry=registry, children=children).close()
+    np.savez(tmp_path / "in.npz", x=np.ones((60_000, 64), np.float32))
+    with pytest.raises(UsageError, match=r"extent 60000 on axis 0 \(n\), the config's shapes and batch_size admit 1"):
+        deploy(reshaped, config, registry=registry, children=children)
+
+
+def test_max_without_a_limit_leaves_something(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter([100 * MIB, 100 * MIB, 1])
+    monkeypatch.setattr(budget, "memory_available", lambda: next(free))
+    found = plan(batch_size="max")
+    assert 80 * MIB < (found.plan.memory.most or 0) <= 90 * MIB
+    assert any("90% of the host's available memory" in note for note in found.plan.notes)
+
+
+def test_max_of_an_adapter_that_tells_no_bound_is_refused(plan: Plan) -> None:
+    with pytest.raises(NotAvailable, match="cpu/odd does not say what its sessions take at most") as caught:
+        plan("odd", batch_size="max", operators={"exclude": ["Shape", "Reshape", "Mul"]}, fallback=["cpu/onnxruntime"])
+    assert str(caught.value.where).endswith("$.batch_size") and "measured" in str(caught.value.remedy)
+
+
+def test_a_limit_is_not_kept_where_inputs_are_of_any_size(
+    registry: Registry, children: Children, reshaped: Path
+) -> None:
+    with pytest.raises(ConfigError, match="nothing bounds the shapes of these inputs") as caught:
+        serve(registry, children, reshaped, memory={"limit": "1GiB"})
+    assert list(caught.value.candidates) == ["x [n?, 64]"]
+
+
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        ("much", "a str, not a Footprint"), (Footprint(-1, 0), "-1 for process"),
+        (Footprint(0, True), "True for session"), (Footprint(0, 0, kept=float("nan")), "nan for kept"),
+        (Footprint(0, 0, kept=0.0, loading=0.0), "a bound of "),
+    ],
+)  # fmt: skip
+def test_an_adapters_figures_are_checked(
+    registry: Registry, children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any, problem: str
+) -> None:
+    model = odd.save(tmp_path / "m.onnx", [("a MatMul", "x W", "y")], ("y",), (4, 512), W=np.eye(512, dtype=np.float32))
+    monkeypatch.setattr(odd.Odd, "footprint", lambda *args: told)
+    with pytest.raises(BuildFailed, match=f"cpu/odd: footprint\\(\\) returned {problem}") as caught:
+        serve(registry, children, model, backend="odd")
+    assert "plugin's author" in str(caught.value.remedy)
+
+
+def test_nothing_is_tried_out_unwatched_where_a_run_must_decide(
+    registry: Registry, children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = odd.save(tmp_path / "m.onnx", [("a MatMul", "x W", "y")], ("y",), (8, 512), W=np.eye(512, dtype=np.float32))
+    monkeypatch.setattr(deployment, "try_out", lambda *args: pytest.fail("it was tried out first"))
+    with pytest.raises(MemoryRefused, match="over its runtimes"):
+        serve(registry, children, model, backend="odd", memory={"limit": "1100KiB"})
+    monkeypatch.undo()
+    with pytest.raises(BuildFailed, match="crashed with SIGSEGV"):  # as it is told without a limit
+        crashes = {"crash_run": ["a"]}
+        serve(registry, children, model, backend="odd", options=crashes, memory={"limit": "1GiB"})
+
+
+@pytest.mark.parametrize(("limit", "together"), [(None, 4), ("1GiB", 2)])
+def test_with_a_limit_no_more_requests_are_inside_than_instances(
+    registry: Registry, children: Children, tmp_path: Path, limit: str | None, together: int
+) -> None:
+    model = odd.save(tmp_path / "m.onnx", [("a Neg", "x", "y")], ("y",), (2, 3))
+    memory = {} if limit is None else {"memory": {"limit": limit}}
+    with serve(registry, children, model, backend="odd", instances=2, **memory) as served:
+        lock, inside, most = threading.Lock(), 0, 0
+        real = odd.OddSession.run
+
+        def slow(*args: Any, **named: Any) -> Any:
+            nonlocal inside, most
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.2)
+            with lock:
+                inside -= 1
+            return real(*args, **named)
+
+        with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(4) as callers:
+            patched.setattr(odd.OddSession, "run", slow)
+            feeds = {"x": np.ones((2, 3), np.float32)}
+            assert [a["y"].sum() for a in callers.map(served.run, [feeds] * 4)] == [-6.0] * 4
+    assert most == together

@@ -162,6 +162,16 @@ def test_plan(folder: Path, flag: Sequence[str]) -> None:
 
 
 @pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_a_plan_that_is_over_its_limit_is_shown_and_fails(folder: Path, flag: Sequence[str]) -> None:
+    config = json.dumps({**ORT, "batch_size": 1, "memory": {"limit": 1}})
+    done = paddock("plan", "--model", folder / "relu.onnx", "--config", config, *flag, code=5)
+    if flag:
+        assert done.data["plan"]["adapter"] == "cpu/onnxruntime" and done.data["refused"]["exit_code"] == 5
+    else:
+        assert "Relu" in done.out and "exceeded" in done.out and "MemoryRefused" in done.err
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
 def test_run(folder: Path, tmp_path: Path, flag: Sequence[str]) -> None:
     output = tmp_path / "out.npz"
     done = paddock(

@@ -15,7 +15,7 @@ import onnx
 import psutil
 import pytest
 from onnx import TensorProto, helper
-from paddock import footprint
+from paddock import footprint, resident
 from paddock.cache import Store
 from paddock.child import Children
 from paddock.compile import build
@@ -88,6 +88,12 @@ def test_what_sessions_hold_and_runs_take_is_measured(plan: Any) -> None:
     assert TAKEN * MIB - NEAR < runs < 2 * TAKEN * MIB + NEAR  # they may run at the very same time
 
 
+def test_what_is_kept_for_each_shape_is_measured_too(plan: Any) -> None:
+    shapes = {"n": {"min": 1, "max": 5}}
+    none, each = measured(plan(shapes=shapes)), measured(plan({"each": 8}, shapes=shapes))
+    assert abs(each.peak - none.peak - 5 * 8 * MIB) < NEAR
+
+
 def test_whoever_takes_more_than_the_limit_is_ended_at_once(plan: Any) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     prepared, begun = plan({"held": 4 * HELD, "hangs": True}), time.perf_counter()
@@ -100,7 +106,7 @@ def test_whoever_takes_more_than_the_limit_is_ended_at_once(plan: Any) -> None:
 
 
 def test_a_peak_that_nobody_saw_in_time_is_refused_as_well(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(footprint, "_PERIOD", 60.0)
+    monkeypatch.setattr(footprint, "PERIOD", 60.0)
     prepared = plan({"held": HELD})
     with pytest.raises(MemoryRefused, match="at its peak"):
         measured(prepared, HELD * MIB // 2)
@@ -156,14 +162,23 @@ def test_a_request_arrives_as_it_was(tmp_path: Path) -> None:
     assert [array.tolist() for array in found["list"]] == [[1, 1, 1], [[0, 0], [0, 0]]]
 
 
+def test_an_input_in_another_shape_has_its_own_elements() -> None:
+    whole = np.arange(12, dtype=np.int32).reshape(3, 4)
+    assert footprint._reshaped(whole, (2, 3)).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert np.shares_memory(footprint._reshaped(whole, (2, 3)), whole)
+    assert footprint._reshaped(whole, (5, 3)).ravel().tolist() == [*range(12), 0, 1, 2]
+    assert footprint._reshaped(whole, (0, 4)).shape == (0, 4)
+    assert footprint._reshaped(whole, None) is whole and footprint._reshaped([whole], (1,)) == [whole]
+
+
 def test_where_the_mark_cannot_be_set_back_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     highest = b"\1" * (150 * MIB)
     del highest
-    monkeypatch.setattr(footprint, "_CLEAR", Path(tempfile.gettempdir()) / "no" / "such" / "file")
-    before = footprint._resident()
-    with footprint._peak() as peak:
+    monkeypatch.setattr(resident, "_CLEAR", Path(tempfile.gettempdir()) / "no" / "such" / "file")
+    before = resident.resident()
+    with resident.peak() as peak:
         taken = b"\1" * (50 * MIB)
-        time.sleep(10 * footprint._PERIOD)
+        time.sleep(10 * resident.PERIOD)
         del taken
     found, exact = peak()
     assert not exact

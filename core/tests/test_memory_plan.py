@@ -14,6 +14,7 @@ from paddock.graph import Graph, Node, Value
 from paddock.memory_plan import Footprint, MemoryPlan, SegmentMemory
 from paddock.planning.memory import (
     BIGGEST_BATCH,
+    check_beside,
     check_budget,
     contributors,
     largest_batch,
@@ -103,19 +104,19 @@ FOOTPRINT = Footprint(1000, 100, node=10, kept=2, loading=1.5, intermediates=1.2
 
 def test_the_bounds_of_a_segment() -> None:
     one = SegmentMemory(nodes=3, weights=40, arena=80, bound=60, unshared=200, io=20, instances=2, footprint=FOOTPRINT)
-    assert one.least == 2 * 40 + 2 * (60 + 20)
+    assert one.least == 2 * 40 + 2 * 20
     assert one.most == 1000 + 2 * (100 + 3 * 10 + 7 + 20 + 100) + (2 * 2 + 1.5) * 40
     shared = replace(one, shares_weights=True)
-    assert shared.least == 40 + 2 * (60 + 20) and shared.most == one.most - 2 * 40
+    assert shared.least == 40 + 2 * 20 and shared.most == one.most - 2 * 40
     assert replace(one, planned_by="none").most == one.most + 2 * (250 - 100)
-    assert replace(one, footprint=None).most is None
+    assert replace(one, footprint=None).most is None and replace(one, unknown=1).most is None
 
 
 def test_a_deployment_is_the_sum_of_what_lies_where_the_budget_is() -> None:
     here = SegmentMemory(weights=40, bound=60, footprint=FOOTPRINT)
     there = SegmentMemory(weights=1000, kind="device", unknown=2)
     plan = MemoryPlan((here, there, here), owned=5)
-    assert (plan.least, plan.unknown) == (2 * 100 + 5, 2)
+    assert (plan.least, plan.unknown) == (2 * 40, 2)
     assert plan.most == 5 + 2 * (here.most or 0)
     assert replace(plan, segments=(here, replace(there, kind="host"))).most is None, "one that tells none is enough"
 
@@ -125,6 +126,12 @@ def plan_of(least: int, most: int | None = None, **fields: Any) -> MemoryPlan:
     made = SegmentMemory(weights=least, footprint=footprint)
     assert (made.least, made.most) == (least, most)
     return MemoryPlan((made,), **fields)
+
+
+def on_device(least: int, most: int | None = None, **fields: Any) -> MemoryPlan:
+    """A plan whose segment lies in a device's own memory."""
+    plan = plan_of(least, most, kind="device", **fields)
+    return replace(plan, segments=tuple(replace(segment, kind="device") for segment in plan.segments))
 
 
 @pytest.mark.parametrize(("least", "limit", "fits"), [(100, 100, True), (101, 100, False), (1, 1, True)])
@@ -140,9 +147,9 @@ def test_the_limit(least: int, limit: int, fits: bool) -> None:
 
 
 def test_what_the_device_has() -> None:
-    check_budget(plan_of(50, owned=10, kind="host"), 60)
+    check_budget(plan_of(60, owned=10, kind="host"), 60)
     with pytest.raises(MemoryRefused, match="host's available memory of 59 B"):
-        check_budget(plan_of(50, owned=10), 59)
+        check_budget(plan_of(60, owned=10), 59)
     with pytest.raises(MemoryRefused, match=r"memory\.limit"):
         check_budget(plan_of(10, limit=5), 5)
 
@@ -158,11 +165,29 @@ def test_what_was_measured_decides() -> None:
     [
         (plan_of(10, 50, limit=50), 50, None), (plan_of(10, 50, limit=49), 60, 49), (plan_of(10, 50), 40, 40),
         (plan_of(10, 50, limit=45), 40, 40), (plan_of(10, limit=99), None, 99), (plan_of(10), 20, None),
-        (plan_of(10, 50, limit=20, measured=15), 20, None), (plan_of(10, 50, limit=20, kind="device"), 20, None),
+        (plan_of(10, 50, limit=20, measured=15), 20, None), (on_device(10, 50), 20, None),
+        (on_device(10, 50, limit=50), 20, None), (on_device(10), 20, None),
     ],
 )  # fmt: skip
 def test_what_only_a_run_can_tell(plan: MemoryPlan, available: int | None, budget: int | None) -> None:
     assert must_measure(plan, available) == budget
+
+
+@pytest.mark.parametrize("most", [50, None])
+def test_a_limit_on_memory_that_cannot_be_measured_is_sure_to_be_kept_or_refused(most: int | None) -> None:
+    with pytest.raises(MemoryRefused, match="cannot be measured from here") as caught:
+        must_measure(on_device(10, most, limit=49), 100)
+    assert caught.value.where == "$.memory.limit" and ("50 B" in caught.value.problem) == (most is not None)
+
+
+def test_what_a_device_leaves_to_the_host_is_the_hosts() -> None:
+    left = SegmentMemory(weights=70, io=5)
+    plan = replace(on_device(10, 50, owned=1000), segments=(*on_device(10, 50).segments, left))
+    assert (plan.least, plan.most, plan.beside) == (10, 50, 75)
+    check_beside(plan, 75)
+    with pytest.raises(MemoryRefused, match="left to the host needs at least 75 B"):
+        check_beside(plan, 74)
+    assert plan_of(10, 50).beside == 0
 
 
 def test_the_largest_contributors_come_first() -> None:
@@ -175,7 +200,7 @@ def test_the_largest_contributors_come_first() -> None:
     ]  # fmt: skip
     with pytest.raises(MemoryRefused) as caught:
         check_budget(MemoryPlan((named,), limit=10), None, lambda budget: budget // 2)
-    assert "set batch_size to 5, the largest that fits" in str(caught.value.remedy)
+    assert "set batch_size to 5, the largest that is sure to fit" in str(caught.value.remedy)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 10**5), st.integers(0, 10**9))

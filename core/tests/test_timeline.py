@@ -112,7 +112,7 @@ def test_the_peak_is_one_bar_of_full_height_wherever_it_falls() -> None:
 
 def test_what_bounds_the_prediction_is_told() -> None:
     footprint = Footprint(process=MIB, session=MIB)
-    one = segment(chain(5), 5, footprint=footprint, planned_by="backend", unknown=3)
+    one = segment(chain(5), 5, footprint=footprint, planned_by="backend")
     text = "\n".join(rendered(MemoryPlan((one,), owned=2 * MIB, instances=2, limit=200 * MIB, measured=150 * MIB)))
     plan = MemoryPlan((one,), owned=2 * MIB)
     assert plan.most is not None
@@ -122,12 +122,27 @@ def test_what_bounds_the_prediction_is_told() -> None:
         "150.0 MiB",
         "200.0 MiB",
         "2.0 MiB",
-        "3 values of unknown",
     ):
         assert words in text
     assert "laid out by the backend itself; this is the best layout of its graph" in text
-    text = "\n".join(rendered(MemoryPlan((segment(chain(5), 5, planned_by="none", unshared=77 * MIB),))))
+    none = segment(chain(5), 5, planned_by="none", unshared=77 * MIB, footprint=footprint, unknown=3)
+    text = "\n".join(rendered(MemoryPlan((none,))))
+    assert "3 values of unknown" in text
     assert "nothing is reused" in text and "77.0 MiB" in text and "unknown until a run is measured" in text
+
+
+@pytest.mark.parametrize(
+    ("limit", "measured", "told"),
+    [
+        (90, None, "exceeded"), (150, None, "only a run can tell"), (500, None, "kept"), (150, 140, "kept"),
+        (500, 501, "exceeded"),
+    ],
+)  # fmt: skip
+def test_the_limit_is_judged_as_the_deployment_would_be(limit: int, measured: int | None, told: str) -> None:
+    one = segment((), 1, weights=100 * MIB, footprint=Footprint(process=200 * MIB, session=0))
+    known = None if measured is None else measured * MIB
+    text = "\n".join(rendered(MemoryPlan((one,), limit=limit * MIB, measured=known)))
+    assert f"limit     {limit}.0 MiB, {told}" in text
 
 
 def test_segments_on_several_devices_and_more_than_are_drawn() -> None:

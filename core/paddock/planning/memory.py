@@ -17,6 +17,9 @@ SECONDS = 0.5
 BIGGEST_BATCH = 65_536
 """The batch size beyond which nobody looks for a larger one that fits."""
 
+LIMIT = "memory.limit"
+"""How messages name the config's own budget."""
+
 _SHOWN = 5
 
 
@@ -51,19 +54,20 @@ def predict(graph: Graph, aliasing: Aliasing | None = None, seconds: float = SEC
 def check_budget(plan: MemoryPlan, available: int | None, largest: Callable[[int], int | None] | None = None) -> None:
     """Raises `MemoryRefused` where a deployment takes more than the config's limit, or than the device has.
 
-    `largest` gives for a budget in bytes the largest batch size that fits. See `must_measure` for what is not refused
-    and not certain either.
+    `largest` gives for a budget in bytes the largest batch size that is sure to fit. See `must_measure` for what is not
+    refused and not certain either.
     """
     needs = plan.least if plan.measured is None else plan.measured
     for what, budget in budgets(plan, available).items():
-        if needs <= budget:
+        if plan.within(budget) is not False:
             continue
-        limited = what == "memory.limit"
+        limited = what == LIMIT
         at_least = "needs at least" if plan.measured is None else "took, when it was measured,"
         fits = largest(budget) if largest is not None else None
         smaller = "lower batch_size, shapes or instances"
         if fits:
-            smaller = f"set batch_size to {fits}, the largest that fits, or lower instances"
+            how = "that is tried" if fits == BIGGEST_BATCH else "that is sure to fit"
+            smaller = f"set batch_size to {fits}, the largest {how}, or lower instances"
         raise MemoryRefused(
             f"{at_least} {readable(needs)}, over {what} of {readable(budget)}",
             where="$.memory.limit" if limited else None,
@@ -72,26 +76,46 @@ def check_budget(plan: MemoryPlan, available: int | None, largest: Callable[[int
         )
 
 
+def check_beside(plan: MemoryPlan, available: int) -> None:
+    """Raises `MemoryRefused` where what a device leaves to the host takes more than the host has."""
+    if plan.beside > available:
+        raise MemoryRefused(
+            f"what is left to the host needs at least {readable(plan.beside)}, over its {readable(available)}",
+            where="$.fallback", remedy="free memory, or lower batch_size, shapes or instances",
+        )  # fmt: skip
+
+
 def must_measure(plan: MemoryPlan, available: int | None) -> int | None:
     """The budget in bytes that the bound does not keep, so that only a run can tell; None where all is certain.
 
-    Where nothing bounds a deployment from above, and the config sets no limit, it is let through.
+    Where nothing bounds a deployment from above, and the config sets no limit, it is let through. Raises
+    `MemoryRefused` where a limit is set and no run on this host can tell: on a device with memory of its own.
     """
-    if plan.measured is not None or plan.kind != "host":
+    doubtful = {what: size for what, size in budgets(plan, available).items() if plan.within(size) is None}
+    if plan.kind != "host":
+        if LIMIT in doubtful:
+            most = "is not known" if plan.most is None else f"may be up to {readable(plan.most)}"
+            raise MemoryRefused(
+                f"what it takes of the {plan.kind}'s memory {most}, and cannot be measured from here",
+                where="$.memory.limit", candidates=contributors(plan),
+                remedy="raise memory.limit above that, or leave it out: the device's own memory is then the limit",
+            )  # fmt: skip
         return None
-    most = plan.most
-    over = [
-        budget
-        for what, budget in budgets(plan, available).items()
-        if (most is None and what == "memory.limit") or (most is not None and most > budget)
-    ]
-    return min(over, default=None)
+    return min((size for what, size in doubtful.items() if plan.most is not None or what == LIMIT), default=None)
 
 
 def budgets(plan: MemoryPlan, available: int | None) -> Mapping[str, int]:
     """What a deployment must stay within, in bytes, by name."""
-    found = {"memory.limit": plan.limit, f"the {plan.kind}'s available memory": available}
+    found = {LIMIT: plan.limit, f"the {plan.kind}'s available memory": available}
     return {what: budget for what, budget in found.items() if budget is not None}
+
+
+def told_limit(plan: MemoryPlan) -> str:
+    """`200.0 MiB, kept`: the config's limit and whether the plan stays within it; "none set" without."""
+    if plan.limit is None:
+        return "none set"
+    verdicts = {True: "kept", False: "exceeded", None: "only a run can tell whether it is kept"}
+    return f"{readable(plan.limit)}, {verdicts[plan.within(plan.limit)]}"
 
 
 def contributors(plan: MemoryPlan) -> list[str]:

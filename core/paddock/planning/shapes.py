@@ -18,7 +18,7 @@ def apply_shapes(graph: Graph, config: HardwareConfig) -> Graph:
     A dimension left with one extent becomes that number in every value. Raises `ConfigError` for names that are neither
     inputs nor dimensions, for extents that contradict the model, and where `batch_size` contradicts `shapes`.
     """
-    graph = _with_ranks(graph, config)
+    graph = _with_names(graph, config)
     bounds: dict[str, Range] = {}
     choices: list[Choice] = []
     for name, entry in config.shapes.items():
@@ -42,14 +42,18 @@ def describe_shape(graph: Graph, value: Value) -> str:
     return "[" + ", ".join(str(graph.range_of(dim) or f"{dim or ''}?") for dim in value.shape) + "]"
 
 
-def _with_ranks(graph: Graph, config: HardwareConfig) -> Graph:
-    """Gives inputs whose rank the model leaves open the rank that the config states."""
+def _with_names(graph: Graph, config: HardwareConfig) -> Graph:
+    """Gives inputs whose rank the model leaves open the rank that the config states, and open dimensions a name."""
     values = list(graph.values)
     for index in graph.inputs:
         value = values[index]
-        if value.shape is None and value.name in config.shapes:
+        stated = value.name in config.shapes
+        if value.shape is None and stated:
             rank = len(_tuple(_profiles(config.shapes[value.name])[0].max))
             values[index] = replace(value, shape=tuple(f"{value.name}.{axis}" for axis in range(rank)))
+        elif value.shape is not None and None in (value.shape if stated else value.shape[:1]):
+            named = [f"{value.name}.{axis}" if dim is None else dim for axis, dim in enumerate(value.shape)]
+            values[index] = replace(value, shape=tuple(named if stated else (*named[:1], *value.shape[1:])))
     return replace(graph, values=tuple(values))
 
 
@@ -59,7 +63,7 @@ def _axes(graph: Graph, name: str) -> tuple[Dim, ...]:
     symbols = graph.symbols()
     if name in inputs:
         shape = inputs[name].shape
-        assert shape is not None  # _with_ranks has seen to it
+        assert shape is not None  # _with_names has seen to it
         return shape
     if name in symbols:
         return (name,)

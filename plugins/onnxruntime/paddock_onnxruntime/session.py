@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from paddock.errors import RunFailed
 from paddock.plan import Precision
-from paddock.spi import Arrays, Observed, Session
+from paddock.spi import Arrays, Observed, Session, other_shape
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ _BINDABLE = {
     **{f"tensor({name})": name for name in ("uint8", "uint16", "uint32", "uint64")},
 }
 """onnxruntime's types that NumPy has as well; strings, bfloat16, sequences and maps are not bound."""
+_OTHER_SHAPE = re.compile(
+    r"output OrtValue provided for output '(?P<output>.*?)' of node .* but the computed output shape for this run is "
+    r"\{(?P<shape>[\d,]*)\}|OrtValue shape verification failed",
+    re.DOTALL,
+)
+"""What onnxruntime says where an output has another shape than its place; in a branch it is not the model's output."""
 
 
 class OnnxRuntimeOptions(BaseModel):
@@ -89,10 +95,17 @@ class OnnxRuntimeSession(Session):
             raise RunFailed("the session is closed")
         placed = False
         if sum(array.nbytes for array in into.values()) >= WORTH_PLACING:
-            # onnxruntime raises for another shape what it raises for anything, before it writes that output: the run
-            # below then says what was wrong.
-            with contextlib.suppress(Exception):
+            try:
                 placed = binding.run_into(feeds, into)
+            except Exception as error:
+                # onnxruntime raises one class for all that fails in a run, here before it writes that output.
+                said = _OTHER_SHAPE.search(str(error))
+                if said is None:
+                    raise
+                if said["output"] in into:
+                    found = [int(extent) for extent in said["shape"].split(",") if extent]
+                    raise other_shape(said["output"], into[said["output"]].shape, found) from None
+                # The run below tells which output it was, and its shape.
         if not placed:
             super().run_into(feeds, into)
 

@@ -11,7 +11,7 @@ import numpy as np
 import paddock_onnxruntime.session
 import pytest
 from paddock.config import HardwareConfig
-from paddock.errors import RunFailed, UsageError
+from paddock.errors import OtherShape, RunFailed, UsageError
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
 from paddock.plan import Precision, PrecisionPlan, Segment
@@ -20,7 +20,7 @@ from paddock_onnxruntime.adapter import CpuOnnxRuntime
 from paddock_onnxruntime.session import OnnxRuntimeOptions, OnnxRuntimeSession
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto as T  # noqa: E402
 from onnx import helper as h  # noqa: E402
@@ -269,6 +269,45 @@ def test_what_onnxruntime_fails_at_is_raised(tmp_path: Path) -> None:
     place = np.empty(2, np.float32)
     with pytest.raises(Exception, match="out of data bounds"):
         session.run_into({"x": np.zeros(3, np.float32), "at": np.array([0, 9])}, {"y": place})
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A line for each time that onnxruntime computes."""
+    made: list[str] = []
+
+    def watched(name: str) -> None:
+        real = getattr(onnxruntime.InferenceSession, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            made.append(name)
+            return real(*given, **named)
+
+        monkeypatch.setattr(onnxruntime.InferenceSession, name, call)
+
+    watched("run")
+    watched("run_with_iobinding")
+    return made
+
+
+def test_another_shape_is_told_without_computing_again(session: Session, placed: bool, computed: list[str]) -> None:
+    for name in ("sum", "root", "flat", "copy", "bool"):
+        wrong = np.empty((5,) if name == "flat" else (5, 4), bool if name == "bool" else np.float32)
+        computed.clear()
+        with pytest.raises(OtherShape, match="has the shape") as told:
+            session.run_into(feeds_of(3), {name: wrong})
+        assert told.value.output == name and told.value.given == wrong.shape
+        assert told.value.found == ((12,) if name == "flat" else (3, 4))
+        assert computed == (["run_with_iobinding"] if placed else ["run"])
+
+
+def test_a_failure_is_not_tried_again(tmp_path: Path, placed: bool, computed: list[str]) -> None:
+    nodes = [h.make_node("Gather", ["x", "at"], ["y"])]
+    session = load(nodes, [("x", T.FLOAT, ["n"]), ("at", T.INT64, [2])], [("y", T.FLOAT, [2])], tmp_path)
+    computed.clear()
+    with pytest.raises(Exception, match="out of data bounds"):
+        session.run_into({"x": np.zeros(3, np.float32), "at": np.array([0, 9])}, {"y": np.empty(2, np.float32)})
+    assert computed == (["run_with_iobinding"] if placed else ["run"])
 
 
 def test_a_closed_session(session: Session) -> None:

@@ -2,7 +2,7 @@
 
 Measured 2026-11-23 with openvino 2026.4.1 on x86-64 (AVX2, 2 cores, glibc 2.36), each deployment in a fresh process:
 ResNet-50, MobileNetV2, a DeepSeek-style decoder, rotary embeddings, a 12-layer encoder and one linear layer, batch 1
-and 16, one and two infer requests, 2 and 16 threads. `python -m benchmarks.footprint` measures them again.
+and 16, one and two infer requests, some with 16 threads. `python -m benchmarks.footprint` measures them again.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from paddock.plan import Precision, PrecisionPlan, Segment
 from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan, Session
 from paddock_openvino import kept
 from paddock_openvino.adapter import CpuOpenVino, CpuOptions
+from paddock_openvino.sdk import core
 from paddock_openvino.session import OpenVinoSession
 
 onnx = pytest.importorskip("onnx")
@@ -150,7 +151,12 @@ def test_what_is_placed_is_not_copied(session: Session, placed: bool, monkeypatc
     places = {name: np.empty_like(wanted[name]) for name in ("sum", "root", "turned", "int64", "constant")}
     found: list[Any] = []
     infer = session._infer
-    monkeypatch.setattr(session, "_infer", lambda *a, **k: found.extend(infer(*a, **k)) or found)
+
+    def watched(*given: Any, **named: Any) -> list[Any]:
+        found.extend(infer(*given, **named))
+        return found
+
+    monkeypatch.setattr(session, "_infer", watched)
     session.run_into(feeds_of(3), places)
     written = {n for n, place in places.items() if any(np.shares_memory(place, array) for array in found)}
     alike(places, wanted)
@@ -261,7 +267,7 @@ def test_kernels_kept_are_bounded_where_shapes_vary(
     tmp_path: Path, rows: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Mapping[str, Any]] = []
-    real = paddock_openvino.adapter.core()
+    real = core()
 
     class Core:
         def compile_model(self, model: Any, target: str, properties: Mapping[str, Any]) -> Any:

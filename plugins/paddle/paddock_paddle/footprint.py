@@ -2,13 +2,17 @@
 
 Measured 2026-11-23 with paddlepaddle 3.3.1 on x86-64 (AVX2, 2 cores, glibc 2.36), each deployment in a fresh process:
 ResNet-50, MobileNetV2, a DeepSeek-style decoder, rotary embeddings, a 12-layer encoder and one linear layer, batch 1
-and 16, one and two predictors, 2 and 16 threads. `python -m benchmarks.footprint` measures them again.
+and 16, one and two predictors, some with 16 threads. Not measured, since they take many minutes: the encoder
+at batch 16 but for one predictor with oneDNN, and two of plain ResNet-50 at batch 16; nor anything in bf16, which this
+CPU lacks. `python -m benchmarks.footprint` measures what it is given the time for.
 
 Both allocate every intermediate of every run with malloc and free it behind its last reader, on several threads. Blocks
 under 32 MiB stay in glibc's arenas in pieces that the next ones do not always fit into: `LEFT`.
 """
 
 from __future__ import annotations
+
+import math
 
 from paddock.graph import Graph
 from paddock.planning.workspace import column_bytes, intermediate_bytes
@@ -43,6 +47,16 @@ LEFT = 0.5
 LEFT_MOST = 128 * MIB
 """10 to 60 MiB were seen after five to ten runs, and 200 for the encoder at batch 16: its weights leave room for it."""
 
+SHAPE = 1 << 20
+"""Bytes for each shape beyond the first that oneDNN's primitives are kept for, beside what grows with the model:"""
+SHAPE_WEIGHTS = 1.05
+"""weights, reordered anew for each (ResNet-50 with 16 batch sizes: 340 MiB after one, 1,467 after all), and"""
+SHAPE_NODE = 100_000
+"""bytes of each node, its primitives and scratch (MobileNetV2: 25 MiB for each shape, 13 of them weights)."""
+SHAPES_LATE = 2
+"""How many more shapes there are than are to be kept, before the first ones go (one linear layer of 16 MiB: three
+copies beyond the first where one is to be kept, twelve where ten are)."""
+
 CONVOLUTIONS = frozenset(
     f"pd_op.{name}" for name in ("conv2d", "conv3d", "conv2d_transpose", "conv3d_transpose", "depthwise_conv2d")
 )
@@ -61,8 +75,15 @@ def plain(graph: Graph) -> Footprint:
     )
 
 
-def onednn(graph: Graph) -> Footprint:
-    """The bound for oneDNN's kernels; in bf16 the reordered copies are smaller, the bound is the same."""
+def onednn(graph: Graph, kept_shapes: int) -> Footprint:
+    """The bound for oneDNN's kernels; in bf16 the reordered copies are smaller, the bound is the same.
+
+    Args:
+        graph: The segment's.
+        kept_shapes: How many shapes of the inputs primitives are kept for, where more than one is admitted.
+    """
+    more = min(kept_shapes + SHAPES_LATE, math.prod(bound.count for bound in graph.bounds.values()) - 1)
+    each = SHAPE + round(SHAPE_WEIGHTS * graph.weight_bytes) + SHAPE_NODE * len(graph.nodes)
     return Footprint(
         process=ONEDNN_PROCESS,
         session=ONEDNN_SESSION,
@@ -70,7 +91,7 @@ def onednn(graph: Graph) -> Footprint:
         kept=ONEDNN_KEPT,
         loading=LOADING,
         intermediates=ONEDNN_INTERMEDIATES,
-        workspace=_left(graph),
+        workspace=_left(graph) + more * each,
     )
 
 

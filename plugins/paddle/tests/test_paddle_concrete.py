@@ -91,7 +91,7 @@ def saved(compute: Callable[[Any, Any], Any], folder: Path, shape: Sequence[int 
     import paddle
     from paddle.static import InputSpec
 
-    class Layer(paddle.nn.Layer):  # type: ignore[misc]
+    class Layer(paddle.nn.Layer):
         def __init__(self) -> None:
             super().__init__()
             self.w = self.create_parameter([8, 4, 5])
@@ -139,7 +139,7 @@ def test_inputs_that_contradict_the_model_are_refused(models: Path) -> None:
         ({"x": (3, -5, 256)}, "not as"),
     ):
         with pytest.raises(ModelError, match=says):
-            FORMAT.shapes_at(model, inputs)  # type: ignore[arg-type]
+            FORMAT.shapes_at(model, inputs)
 
 
 def test_operands_that_do_not_fit_raise_nothing(models: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,14 +77,22 @@ def feeds_of(name: str, rows: int) -> Feeds:
     return {"x": draw.standard_normal((rows, 4), dtype=np.float32)}
 
 
+def run(session: Any, feeds: Feeds) -> Any:
+    return session.run(feeds)
+
+
+def run_into(session: Any, feeds: Feeds, arrays: Any) -> None:
+    session.run_into(feeds, arrays)
+
+
 @pytest.mark.parametrize("name", ["linear", "embedding", "mixed"])
 def test_the_numbers_of_run_in_these_arrays_and_nowhere_else(on: Call, name: str) -> None:
     for rows in (3, 1, 5, 3):
         feeds = feeds_of(name, rows)
-        wanted = on(name, lambda session, feeds=feeds: session.run(feeds))
+        wanted = on(name, functools.partial(run, feeds=feeds))
         for names in (list(wanted), list(wanted)[:1]):
             arrays, wholes = guarded({key: wanted[key] for key in names})
-            on(name, lambda session, feeds=feeds, arrays=arrays: session.run_into(feeds, arrays))
+            on(name, functools.partial(run_into, feeds=feeds, arrays=arrays))
             for key, array in arrays.items():
                 assert array.dtype == wanted[key].dtype and array.tobytes() == wanted[key].tobytes()
             assert all((whole[:128] == 0xAB).all() and (whole[-128:] == 0xAB).all() for whole in wholes)
@@ -96,7 +105,7 @@ def test_another_shape_is_refused_and_nothing_written(on: Call, name: str) -> No
         for shape in ((1, *array.shape), array.shape[1:], (*array.shape[:-1], array.shape[-1] + 1), (array.size,)):
             arrays, wholes = guarded({key: np.empty(shape, array.dtype)})
             with pytest.raises(UsageError, match="has the shape"):
-                on(name, lambda session, arrays=arrays: session.run_into(feeds_of(name, 3), arrays))
+                on(name, functools.partial(run_into, feeds=feeds_of(name, 3), arrays=arrays))
             assert all((whole == 0xAB).all() for whole in wholes)
 
 
