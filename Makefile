@@ -9,14 +9,18 @@ NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
 DOWNLOAD := 440 MB
 DISK     := 1.6 GB
 
-.PHONY: demo test lint bench precision memory nodes light schema clean
+.PHONY: demo test long lint bench precision memory nodes light schema clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not long"
+
+# The tests that take ten seconds or more each, beside all others.
+long: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -118,7 +118,9 @@ def feeds_for(name: str) -> Arrays:
     return {"tokens": rng.integers(0, 128, (3, 21))}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "encoder" else name for name in SMALL]
+)
 def test_verified_on_every_cpu_backend(name: str, small: Path, registry: Registry, children: Children) -> None:
     wanted = None
     for backend in ("onnxruntime", "openvino"):  # each is checked against the reference, which is cpu/paddle

@@ -24,7 +24,7 @@ CONFIG: Mapping[str, Any] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "share"), [("rotary", 0.8), ("deepseek", 0.9)])
+@pytest.mark.parametrize(("name", "share"), [("rotary", 0.8), pytest.param("deepseek", 0.9, marks=pytest.mark.long)])
 def test_repair_moves_a_few_nodes_off_onednn(
     name: str, share: float, models: Mapping[str, Path], registry: Registry, children: Children
 ) -> None:

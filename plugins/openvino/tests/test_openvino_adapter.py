@@ -525,6 +525,7 @@ def loads(path: Path) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_verdicts_on_onnx_node_tests_are_honest(tmp_path: Path) -> None:
     sdk = {f"openvino.Core.{call}" for call in ("read_model", "query_model", "compile_model")}
     yes, wrong, false_yes, false_no = 0, 0, set(), set()

@@ -59,7 +59,7 @@ def check(deployment: paddock.Deployment, x: Any, wanted: Any) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-5)  # the shape too
 
 
-@pytest.mark.parametrize("first", ["softmax", "pool"])
+@pytest.mark.parametrize("first", ["softmax", pytest.param("pool", marks=pytest.mark.long)])
 def test_two_deployments_do_not_disturb_each_other(models: Path, first: str) -> None:
     """The pool leaves NHWC behind on its thread, and the softmax would then read its input as that."""
 
