@@ -34,7 +34,7 @@ ORDER = [
     "budget", "draft", "asked", "prepare", "trials", "precision_search", "repair", "resident", "footprint", "checks",
     "serving",
     "deployment",
-    "bench", "bisect", "compare", "lowered",
+    "contest", "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "testing.light", "show", "terminal", "cli",
 ]  # fmt: skip

@@ -177,7 +177,7 @@ def test_small_integers_are_drawn_from_their_whole_range(tmp_path: Path, registr
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
     with deploy(path, dict(ORT), registry=registry) as deployment:
         assert deployment.report.outcome is Outcome.PASSED
-        from paddock.bench import typical_sample
+        from paddock.contest import typical_sample
 
         assert typical_sample(deployment)["x"].max() > 200
 
