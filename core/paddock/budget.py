@@ -75,8 +75,7 @@ class Budgeter:
     def at_batch(self, batch: int) -> MemoryPlan:
         """The prediction if the batch were of this size; with greedy layouts only, since many sizes are tried."""
         found = []
-        # One sample may have fewer corners than several, for which the shapes were asked: its most is its least.
-        for corner, fits in zip(self._corners(batch), self._fits, strict=False):
+        for corner, fits in zip(self._corners(batch), self._fits, strict=True):
             told = [{v: shape for v, fit in one.items() if (shape := _at(fit, batch))} for one in fits]
             found.append([_shaped(g, t) for g, t in zip(self._at(corner)[1], told, strict=True)])
         return self._plan(self._batched(batch), found, 0)
@@ -87,19 +86,28 @@ class Budgeter:
         return replace(self.origin, bounds=bounds)
 
     def _corners(self, batch: int | None = None) -> list[Mapping[str, int]]:
-        """The extents at which it may take the most, with the config's batch size or another."""
-        return corners(self.origin if batch is None else self._batched(batch))
+        """The extents at which it may take the most, with the config's batch size or another; always as many."""
+        if batch is None:
+            return corners(self.origin, self._unsized)
+        small = corners(self._batched(_SMALL), self._unsized)
+        return [{**c, **dict.fromkeys((s for s in self.batch if c[s] == _SMALL), batch)} for c in small]
+
+    @cached_property
+    def _unsized(self) -> bool:
+        """Whether formats must tell sizes: whatever the graph tells by itself grows with each symbol."""
+        graphs = [part.target.graph for part in self.parts]
+        return any(g.nbytes(v) is None for g in graphs for node in g.nodes for v in node.outputs if v is not None)
 
     def _at(self, corner: Mapping[str, int]) -> tuple[Graph, list[Graph]]:
         """The model's graph and the parts' with these extents as their largest."""
         bounds = {**self.origin.bounds, **{s: _up_to(self.origin.bounds[s], extent) for s, extent in corner.items()}}
-        origin = replace(self.origin, bounds=bounds, choices=())
+        origin = replace(self.origin, bounds=bounds)
         graphs = []
         for part in self.parts:
             graph = part.target.graph
             borders = [origin.values[v] for v in part.segment.inputs]
             bounds = {**graph.bounds, **carried_bounds(borders, origin, graph)}
-            graphs.append(replace(graph, bounds=bounds, choices=()))
+            graphs.append(replace(graph, bounds=bounds))
         return origin, graphs
 
     @cached_property
@@ -166,7 +174,12 @@ class Budgeter:
         """The largest batch size that is sure to stay within `budget` bytes; None where none is, or none is free."""
         if not self.batch or self.at_batch(1).most is None:
             return None
-        return memory.largest_batch(lambda batch: self.at_batch(batch).most or 0, budget)
+
+        def needs(batch: int) -> float:
+            most = self.at_batch(batch).most
+            return math.inf if most is None else most
+
+        return memory.largest_batch(needs, budget)
 
     def settled_batch(self, plan: MemoryPlan) -> tuple[int, str]:
         """What `batch_size: "max"` comes to, and why.
@@ -253,6 +266,8 @@ Fit = tuple[tuple[int, int], ...]
 """For each dimension (a, c): its extent is a times the batch size, plus c."""
 
 _BATCHES = (2, 3, 5)
+_SMALL = 2
+"""A batch size with more than one extent, to tell the largest from the least by."""
 _SHARE = 0.9
 """Of what is free on a device: what `batch_size: "max"` may take where the config sets no limit."""
 

@@ -27,10 +27,9 @@ def check_memory(prepared: Prepared) -> int | None:
     plan, available = prepared.plan.memory, prepared.budgeter.available
     memory.check_budget(plan, available, prepared.budgeter.largest)
     memory.check_beside(plan, memory_available())
-    doubt = memory.must_measure(plan, available)
-    if doubt is not None and plan.limit is not None and plan.most is None:
+    if plan.limit is not None and plan.most is None:
         _check_bounded(prepared)
-    return doubt
+    return memory.must_measure(plan, available)
 
 
 def over_budget(prepared: Prepared) -> PaddockError | None:
@@ -45,13 +44,18 @@ def over_budget(prepared: Prepared) -> PaddockError | None:
 
 def _check_bounded(prepared: Prepared) -> None:
     """Raises `ConfigError` where a limit is set and inputs may be of any size: no run could tell what they take."""
-    graph = prepared.interface
-    loose = [v for v in graph.input_values if v.shape is None or any(graph.range_of(dim) is None for dim in v.shape)]
+    graph, stand_in = prepared.interface, prepared.samples().source != "generated"
+    loose = [
+        v
+        for v in graph.input_values
+        if (v.kind == "tensor" or not stand_in)  # of a sequence nothing is bounded: a sample says what is usual
+        and (v.shape is None or any(graph.range_of(dim) is None for dim in v.shape))
+    ]
     if loose:
         raise ConfigError(
             "cannot be kept: nothing bounds the shapes of these inputs",
             where="$.memory.limit", candidates=[f"{v.name} {describe_shape(graph, v)}" for v in loose],
-            remedy="state shapes, or batch_size for axis 0",
+            remedy="state shapes, or batch_size for axis 0; of inputs that are no tensors give accuracy.samples",
         )  # fmt: skip
 
 
@@ -123,7 +127,7 @@ def _written(
     outputs = list(zip(prepared.interface.output_values, prepared.target.graph.output_values, strict=True))
     takers = {there.name: dtype for here, there in outputs if (dtype := array_dtype(here)) is not None}
     known = {there.name: answer[here.name] for here, there in outputs}
-    places = {name: unlike(known[name].astype(dtype)) for name, dtype in takers.items()}
+    places = {name: unlike(known[name].astype(dtype, order="C")) for name, dtype in takers.items()}
     before = {name: array.tobytes() for name, array in places.items()}
 
     def run(feeds: Arrays) -> Outputs:

@@ -31,6 +31,7 @@ from paddock.samples import Sample
 from paddock.sampling import Samples
 from paddock.serving import Deployment
 from paddock.spi import Artifact, Event, Session
+from paddock.staging import Staging
 from paddock.trials import REPLANS, replanned, try_out
 from paddock.verify import judge
 from paddock.workshop import Part
@@ -197,6 +198,8 @@ def _load(prepared: Prepared, artifacts: Sequence[Artifact]) -> tuple[ServingHos
             with contextlib.suppress(PaddockError):
                 loaded.close()
         raise
+    inputs = zip(prepared.interface.inputs, prepared.target.graph.input_values, strict=True)
+    host.staging = Staging(arena, {there.name: v for v, there in inputs})
     try:
         check_unchanged(prepared.origin)
     except ModelError:

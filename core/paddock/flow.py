@@ -79,7 +79,9 @@ class Flow:
     def of(cls, parts: Sequence[Part], graph: Graph) -> Flow:
         """The flow of a placement's parts, in the order of their segments."""
         stages = tuple(Stage.of(part, graph) for part in parts)
-        made_in = {value: number for number, stage in enumerate(stages) for value, _ in stage.outputs}
+        # An input may be an output as well, and is then made nowhere.
+        fed = {*graph.inputs}
+        made_in = {v: number for number, stage in enumerate(stages) for v, _ in stage.outputs if v not in fed}
         level: list[int] = []
         for stage in stages:
             level.append(1 + max((level[made_in[v]] for v, _ in stage.inputs if v in made_in), default=-1))

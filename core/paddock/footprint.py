@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pickle
+import sys
 import tempfile
 import threading
 import time
@@ -26,7 +27,7 @@ import psutil
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from paddock.child import Child
-from paddock.errors import ChildFailed, MemoryRefused, NotAvailable, RunFailed
+from paddock.errors import ChildFailed, MemoryRefused, NotAvailable, PaddockError
 from paddock.flow import Flow, resolved
 from paddock.host import InProcessHost, ServingHost, building
 from paddock.machine import host_facts
@@ -36,7 +37,7 @@ from paddock.planning.memory import readable
 from paddock.prepare import Prepared
 from paddock.registry import Resolved
 from paddock.resident import PERIOD, peak, resident, settled
-from paddock.samples import Sample, typical
+from paddock.samples import Sample, largest_extents, typical
 from paddock.spi import Artifact, Context, Session
 from paddock.workshop import SECONDS
 
@@ -47,7 +48,7 @@ STILL, TOGETHER = 3, 12
 whether their peaks coincide, and what an allocator leaves in pieces grows over the first runs."""
 _NOTHING = 0.01
 """The share of the peak that counts as nothing added."""
-VARIED, VARYING = 64, 15.0
+VARIED, VARYING = 64, 60.0
 """How many requests run then, each of a shape of its own, and for how many seconds at most: some backends keep
 something for each shape, up to a bound of theirs."""
 _KEPT = "footprints"
@@ -99,8 +100,11 @@ def measure(
             for p, artifact in zip(prepared.parts, artifacts, strict=True)
         )
         flow = Flow.of(prepared.parts, prepared.origin.graph) if len(segments) > 1 else None
-        shapes = tuple(_shapes(prepared, extents) for extents in drawn(prepared.interface, VARIED))
-        work = _Work(prepared.plan.adapter, segments, flow, prepared.config.instances, path / "feeds", shapes)
+        other = drawn(prepared.interface, VARIED, together=prepared.budgeter.batch)
+        shapes = tuple(_shapes(prepared, extents) for extents in other)
+        instances = prepared.config.instances
+        staged = prepared.budgeter.arena.stretch * instances
+        work = _Work(prepared.plan.adapter, segments, flow, instances, path / "feeds", shapes, staged)
         child = stack.enter_context(Child(f"measuring {prepared.plan.adapter}"))
         pid, baseline = child.call(_settle_here, work, seconds=seconds)
         watch = _Watch(pid, None if limit is None else baseline + limit)
@@ -118,9 +122,16 @@ def measure(
 
 
 def largest(prepared: Prepared) -> Sample:
-    """A generated request at the largest shapes that the config admits."""
-    format = prepared.registry.formats[prepared.origin.format]
-    return typical(prepared.interface, format.gathers, format.transparent, at="max")
+    """A request at the largest shapes that the config admits: of the user's own values where there are samples."""
+    format, graph = prepared.registry.formats[prepared.origin.format], prepared.interface
+    samples = prepared.samples()
+    if samples.source == "generated" or not samples.judged:
+        return typical(graph, format.gathers, format.transparent, at="max")
+    own, extents = samples.judged[0], largest_extents(graph)
+    shapes = {value.name: resolved(value, extents) for value in graph.input_values}
+    dtypes = {value.name: value.dtype for value in graph.input_values}
+    found = {name: _reshaped(array, shapes[name]) for name, array in own.items()}
+    return {n: a.astype(dtypes[n]) if shapes[n] is not None and a.dtype != dtypes[n] else a for n, a in found.items()}
 
 
 def kept(prepared: Prepared) -> Measured | None:
@@ -219,7 +230,8 @@ class _Segment:
 class _Work:
     """A whole deployment for the child; `flow` where it has several segments.
 
-    `feeds` is a file with the largest request, `shapes` are those of the inputs of further ones, by name.
+    `feeds` is a file with the largest request, `shapes` are those of the inputs of further ones, by name; `staged`
+    bytes are taken for staging copies.
     """
 
     name: str
@@ -228,6 +240,7 @@ class _Work:
     instances: int
     feeds: Path
     shapes: tuple[Mapping[str, tuple[int, ...]], ...]
+    staged: int
 
     def host(self) -> ServingHost:
         """All its sessions, as a deployment has them."""
@@ -258,6 +271,7 @@ def _measure_here() -> Measured:
     begun = time.perf_counter()
     baseline = settled()
     with peak() as mark:
+        staged = np.ones(work.staged, np.uint8)  # every page of it is written
         host = work.host()
         requests = [_read(work.feeds) for _ in range(work.instances)]
         for instance, feeds in enumerate(requests):
@@ -270,12 +284,14 @@ def _measure_here() -> Measured:
                 break
             feeds = requests[number % work.instances]
             other = {name: _reshaped(array, shapes.get(name)) for name, array in feeds.items()}
-            with contextlib.suppress(RunFailed):  # a shape that the model itself refuses is none that is served
+            sys.stderr.write(f"the inputs have the shapes {dict(shapes)}\n")  # its last words, where it crashes
+            with contextlib.suppress(PaddockError):  # a shape that the model itself refuses is none that is served
                 _together(host, [other] * work.instances)
         if work.shapes:
             _repeat(host, requests, lambda: mark()[0] - baseline)
         gc.collect()
         steady = resident()
+        del staged
     highest, exact = mark()
     return Measured(
         baseline=baseline,

@@ -22,6 +22,7 @@ from paddock.child import DEFAULT_SECONDS, Child
 from paddock.errors import BuildFailed, PaddockError, RunFailed
 from paddock.own_thread import OwnThread
 from paddock.spi import Adapter, Arrays, Artifact, Context, Device, Observed, ResolvedConfig, Session, Threading
+from paddock.staging import Staging
 
 Outputs = dict[str, "np.ndarray[Any, Any]"]
 
@@ -116,6 +117,9 @@ class ServingHost(ExecutionHost):
     @abstractmethod
     def run_on(self, instance: int, feeds: Arrays, into: Arrays | None = None) -> Outputs:
         """`run` on one given instance, whoever else uses it: for checking each, and for whoever shares them out."""
+
+    staging: Staging | None = None
+    """What makes requests dense once they are inside; what is run by `run_on` has to be."""
 
     @property
     @abstractmethod
@@ -242,16 +246,21 @@ class InProcessHost(ServingHost):
             self._free.put(None)
             raise self._threads.is_closed()
         try:
-            if self._bound:
-                found: Outputs = self._owners[id(session)].call(_run_session, session, feeds, outputs, into)
-                return found
-            return _run_session(session, feeds, outputs, into)
+            if self.staging is None:
+                return self._inside(session, feeds, outputs, into)
+            return self.staging.run(feeds, lambda dense: self._inside(session, dense, outputs, into))
         except PaddockError:
             raise
         except Exception as error:
             raise RunFailed(f"{self._name} failed while running: {first_line(error)}") from error
         finally:
             self._free.put(session)
+
+    def _inside(self, session: Session, feeds: Arrays, outputs: Sequence[str] | None, into: Arrays | None) -> Outputs:
+        if self._bound:
+            found: Outputs = self._owners[id(session)].call(_run_session, session, feeds, outputs, into)
+            return found
+        return _run_session(session, feeds, outputs, into)
 
     def _add(self, load: Callable[[], Session]) -> None:
         first = self._sessions[0] if self._sessions else None

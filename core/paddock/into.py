@@ -28,10 +28,10 @@ def array_dtype(value: Value) -> np.dtype[Any] | None:
 
 
 def unlike(array: Array) -> Array:
-    """A new array of numbers of the same form that differs in every element: NaN, where it is not itself in place."""
+    """A new dense array of the same form that differs in every element: NaN, where it is not itself in place."""
     if array.dtype.kind in "fc":
-        return np.where(np.isnan(array), 1, np.nan).astype(array.dtype)
-    return np.asarray(np.invert(array))
+        return np.array(np.where(np.isnan(array), 1, np.nan), array.dtype, order="C")
+    return np.array(np.invert(array), order="C")
 
 
 class Receivers:
@@ -131,7 +131,7 @@ class Answers:
             except KeyError:
                 raise RunFailed(f"{self._adapter} left out the output {here!r} of this run") from None
             if not tensor:
-                answer[here] = _all_apart(apart, array)
+                answer[here] = all_apart(apart, array)
                 continue
             if not isinstance(array, np.ndarray):
                 raise RunFailed(f"{self._adapter} gave a {type(array).__name__} for the output {here!r}, not an array")
@@ -172,11 +172,11 @@ class _Many:
         return array.copy() if at < len(starts) and starts[at] < end else array
 
 
-def _all_apart(apart: Callable[[Array], Array], value: Any) -> Any:
-    """A sequence with each item apart, in a list that is not the one fed either."""
+def all_apart(apart: Callable[[Array], Array], value: Any) -> Any:
+    """An array, or a sequence with each item, apart, in a list that is not the one fed either."""
     if isinstance(value, np.ndarray):
         return apart(value)
-    return [_all_apart(apart, item) for item in value] if isinstance(value, list) else value
+    return [all_apart(apart, item) for item in value] if isinstance(value, list) else value
 
 
 def _bounds(array: Array) -> tuple[int, int]:

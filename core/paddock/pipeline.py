@@ -126,7 +126,10 @@ class Pipeline(ServingHost):
             self._free.put(None)
             raise self._threads.is_closed()
         try:
-            found = self._flow.run(feeds, lane, self._beside, into)
+            if self.staging is None:
+                found = self._flow.run(feeds, lane, self._beside, into)
+            else:
+                found = self.staging.run(feeds, lambda dense: self._flow.run(dense, lane, self._beside, into))
         finally:
             self._free.put(lane)
         return found if outputs is None else {name: found[name] for name in outputs}

@@ -177,20 +177,40 @@ def typical(
 ) -> Sample:
     """One seeded sample at the optimum of the graph's bounds, or at their largest; see `generate`."""
     limits = {index: _index_limit(graph, index, gathers, transparent) for index in graph.inputs}
-    extents = _extents_to_try(graph)[0]
-    extents.update(
-        {dim: getattr(graph.bounds[dim], at) for dim in extents if isinstance(dim, str) and dim in graph.bounds}
-    )
-    coupled = alternatives(graph)
-    if at == "max":
-        coupled.sort(key=lambda ranges: -math.prod(r.max for r in ranges.values()))
-    extents.update({symbol: getattr(r, at) for ranges in coupled[:1] for symbol, r in ranges.items()})
+    extents = _extents_at(graph, at)
     return {
         graph.values[index].name: _draw(
             np.random.default_rng([seed, position]), graph.values[index], extents, limits[index]
         )
         for position, index in enumerate(graph.inputs)
     }
+
+
+def largest_extents(graph: Graph) -> dict[str, int]:
+    """The extents, by symbol, of the largest request that the bounds and coupled choices admit."""
+    extents = _extents_at(graph, "max")
+    return {dim: extent for dim, extent in extents.items() if isinstance(dim, str) and dim in graph.bounds}
+
+
+def _extents_at(graph: Graph, at: Literal["opt", "max"]) -> dict[Dim, int]:
+    extents = _extents_to_try(graph)[0]
+    extents.update(
+        {dim: getattr(graph.bounds[dim], at) for dim in extents if isinstance(dim, str) and dim in graph.bounds}
+    )
+    coupled: list[dict[Dim, int]] = [
+        {s: getattr(r, at) for s, r in found.items()} for found in alternatives(graph, at == "max")
+    ]
+    if at == "max":
+        coupled.sort(key=lambda found: -_elements(graph, {**extents, **found}))
+    for found in coupled[:1]:
+        extents.update(found)
+    return extents
+
+
+def _elements(graph: Graph, extents: Mapping[Dim, int]) -> int:
+    """How many elements all inputs have together, as far as their shapes are known."""
+    shapes = [value.shape for value in graph.input_values if value.shape is not None]
+    return sum(math.prod(dim if isinstance(dim, int) else extents.get(dim, 1) for dim in shape) for shape in shapes)
 
 
 def digest_samples(samples: Sequence[Sample]) -> str:

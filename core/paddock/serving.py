@@ -130,17 +130,13 @@ class Deployment:
         or arrays that do not fit (what was written until then stays), `RunFailed` where the backend fails or the
         deployment is closed.
         """
-        ready, stretch = self._staged(self._border.check(feeds, dense=False))
-        try:
-            if into is not None:
-                return self._run_into(ready, outputs, into)
-            if not self._renames and outputs is None:
-                return self._answers.given(self._host.run(ready), ready)
-            outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
-            return self._answers.given(self._host.run(*self._translated(ready, outputs)), ready, outputs)
-        finally:
-            if stretch is not None:
-                self._arena.release(stretch)
+        ready = self._border.check(feeds, dense=False)
+        if into is not None:
+            return self._run_into(ready, outputs, into)
+        if not self._renames and outputs is None:
+            return self._answers.given(self._host.run(ready), ready)
+        outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
+        return self._answers.given(self._host.run(*self._translated(ready, outputs)), ready, outputs)
 
     def submit(
         self,
@@ -152,42 +148,23 @@ class Deployment:
         """`run` on the deployment's own threads; what is given is checked at once, and not to be changed until then."""
         answer: Future[Outputs] = Future()
         outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
-        ready, stretch = self._staged(self._border.check(feeds, dense=False))
-        try:
-            places = None if into is None else self._places(ready, outputs, into)
-            inner = self._host.submit(*self._translated(ready, outputs), places)
-        except BaseException:
-            self._arena.release(stretch)
-            raise
+        ready = self._border.check(feeds, dense=False)
+        places = None if into is None else self._places(ready, outputs, into)
+        inner = self._host.submit(*self._translated(ready, outputs), places)
 
         def done(finished: Future[Outputs]) -> None:
             try:
                 found = finished.result()
                 given = dict(into) if into is not None else self._answers.given(found, ready, outputs)
             except BaseException as error:  # whatever a session did: without an answer the caller would wait for ever
-                self._arena.release(stretch)
                 if answer.set_running_or_notify_cancel():
                     answer.set_exception(self._renamed(error))
                 return
-            self._arena.release(stretch)  # after the answer was taken out of it, and before the caller hears of it
             if answer.set_running_or_notify_cancel():
                 answer.set_result(given)
 
         inner.add_done_callback(done)
         return answer
-
-    def _staged(self, ready: dict[str, np.ndarray[Any, Any]]) -> tuple[dict[str, np.ndarray[Any, Any]], int | None]:
-        """The feeds, dense: copies of those that are not lie in the arena as long as one of its stretches is held."""
-        for array in ready.values():
-            if isinstance(array, np.ndarray) and not array.flags.c_contiguous:
-                break
-        else:
-            return ready, None
-        graph = self.interface
-        inputs = ((index, ready[graph.values[index].name]) for index in graph.inputs)
-        loose = {v: array for v, array in inputs if isinstance(array, np.ndarray) and not array.flags.c_contiguous}
-        dense, stretch = self._arena.stage(loose)
-        return {**ready, **{graph.values[v].name: array for v, array in dense.items()}}, stretch
 
     def _places(
         self, ready: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None, into: Mapping[str, Any]

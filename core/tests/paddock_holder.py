@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from paddock.errors import UsageError
 from paddock.model import Model
 from paddock.plan import Precision, Verdict
 from paddock.spi import (
@@ -42,6 +43,8 @@ class HolderOptions(BaseModel):
     taken: int = 0
     hangs: bool = False
     crashes: bool = False
+    odd: bool = False
+    """Whether a request of an odd number of rows is refused as a wrong use."""
 
 
 def hold(mib: int) -> list[bytes]:
@@ -104,6 +107,8 @@ class HolderSession(Session):
         if self._options.crashes:
             os.kill(os.getpid(), signal.SIGKILL)
         shape = feeds[self._artifact.inputs[0]].shape
+        if self._options.odd and shape[0] % 2:
+            raise UsageError("takes even numbers of rows")
         if shape not in self._seen:
             self._seen[shape] = hold(self._options.each)
         taken = b"\1" * (self._options.taken * MIB)

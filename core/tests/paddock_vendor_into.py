@@ -44,6 +44,7 @@ ANSWERS: Mapping[str, Callable[[dict[str, Array]], Any]] = {
     "nothing in it": lambda found: dict.fromkeys(found),
     "wide": lambda found: {name: array.astype(np.float64) for name, array in found.items()},
     "more": lambda found: {**found, "another": np.zeros(1)},
+    "by columns": lambda found: {name: np.asfortranarray(array) for name, array in found.items()},
 }
 
 
@@ -60,6 +61,8 @@ class PlacingSession(odd.OddSession):
     def run_into(self, feeds: Arrays, into: Arrays) -> None:
         """As the manner says."""
         MANNERS.runs, MANNERS.places = MANNERS.runs + 1, MANNERS.places + 1
+        if not all(array.flags.c_contiguous for array in into.values()):
+            raise UsageError("the arrays are not dense, as the contract promises")
         if MANNERS.into == "raises":
             raise ArithmeticError("the device has no room there")
         if MANNERS.into == "raises usage":

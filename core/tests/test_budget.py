@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -300,3 +301,124 @@ def test_with_a_limit_no_more_requests_are_inside_than_instances(
             feeds = {"x": np.ones((2, 3), np.float32)}
             assert [a["y"].sum() for a in callers.map(served.run, [feeds] * 4)] == [-6.0] * 4
     assert most == together
+
+
+def test_shapes_that_share_an_extent_are_planned(registry: Registry, children: Children, tmp_path: Path) -> None:
+    """One extent of a symbol in all alternatives: it is a number then, and no symbol any more."""
+    model = odd.save(tmp_path / "m.onnx", [("a Neg", "x", "y")], ("y",), ("n", "s"))
+    for shapes in ({"buckets": [[1, 64], [1, 16]]}, [{"min": [2, 1], "max": [2, 9]}, {"min": [2, 20], "max": [2, 30]}]):
+        config = {"hardware": "cpu", "backend": "odd", "shapes": {"x": shapes}}
+        with deploy(model, config, registry=registry, children=children) as served:
+            assert served.plan.memory.owned == 256, "64 elements, or 60 and what aligns them"
+            with pytest.raises(UsageError, match="extent"):
+                served.run({"x": np.ones((2, 10) if isinstance(shapes, list) else (1, 17), np.float32)})
+
+
+def test_many_buckets_are_no_product(registry: Registry, children: Children, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    model = inputs_of(tmp_path / "m.onnx", nodes, ("h", "w"))
+    for count in (63, 64):
+        buckets = [[16 * i, 16 * (count + 1 - i)] for i in range(1, count + 1)]
+        config = {"hardware": "cpu", "backend": "onnxruntime", "shapes": {"x": {"buckets": buckets}}}
+        found = prepare(model, {**config, "accuracy": {"verify": "off"}}, registry=registry, children=children)
+        found.discard()
+        assert found.plan.memory.least == 2 * 4 * max(h * w for h, w in buckets)
+
+
+def test_what_grows_with_one_input_and_shrinks_with_another(
+    registry: Registry, children: Children, tmp_path: Path
+) -> None:
+    """A value of [n, 1000 - s]."""
+    constants = [
+        numpy_helper.from_array(np.array(value, np.int64), name)
+        for name, value in {"whole": [1000], "first": [0], "second": [1], "none": [0, 1]}.items()
+    ]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["n"]), helper.make_node("Gather", ["shape", "second"], ["s"]),
+        helper.make_node("Sub", ["whole", "s"], ["left"]), helper.make_node("Concat", ["n", "left"], ["to"], axis=0),
+        helper.make_node("ConstantOfShape", ["to"], ["zeros"]), helper.make_node("Exp", ["zeros"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones", "none"], ["y"], keepdims=0),
+    ]  # fmt: skip
+    model = inputs_of(tmp_path / "m.onnx", nodes, ("n", "s"), *constants)
+    config = {
+        "hardware": "cpu", "backend": "onnxruntime", "accuracy": {"verify": "off"},
+        "shapes": {"n": {"min": 1, "max": 50}, "s": {"min": 1, "max": 999}},
+    }  # fmt: skip
+    found = prepare(model, config, registry=registry, children=children)
+    found.discard()
+    assert found.plan.memory.segments[0].arena >= 4 * 50 * 999
+
+
+def test_what_is_known_of_no_batch_is_not_sure_to_fit(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a batch of 7 the sizes are unknown: then nothing bounds it."""
+    real = budget.Budgeter.at_batch
+
+    def unsized(self: Any, batch: int) -> Any:
+        found = real(self, batch)
+        segments = tuple(dataclasses.replace(segment, unknown=int(batch > 7)) for segment in found.segments)
+        return dataclasses.replace(found, segments=segments)
+
+    monkeypatch.setattr(budget.Budgeter, "at_batch", unsized)
+    assert plan(batch_size="max", memory={"limit": "200MiB"}).config.batch_size == 7
+
+
+def test_a_limit_stays_unkept_on_open_shapes_whatever_was_measured(
+    registry: Registry, children: Children, reshaped: Path
+) -> None:
+    with serve(registry, children, reshaped) as served:
+        served.measure_memory()
+    with pytest.raises(ConfigError, match="nothing bounds the shapes"):
+        serve(registry, children, reshaped, memory={"limit": "1GiB"})
+
+
+def test_whoever_waits_for_an_instance_holds_no_copy(registry: Registry, children: Children, tmp_path: Path) -> None:
+    model = odd.save(tmp_path / "m.onnx", [("a Neg", "x", "y")], ("y",), (64, 128))
+    with serve(registry, children, model, backend="odd", memory={"limit": "1GiB"}) as served:
+        inside, go = threading.Event(), threading.Event()
+        staged: list[int] = []
+        real = odd.OddSession.run
+
+        def slow(*args: Any, **named: Any) -> Any:
+            inside.set()
+            assert go.wait(20)
+            return real(*args, **named)
+
+        stage = served._arena.stage
+
+        def counted(feeds: Any) -> Any:
+            staged.append(1)
+            return stage(feeds)
+
+        loose = np.ones((64, 256), np.float32)[:, ::2]
+        with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(5) as callers:
+            patched.setattr(odd.OddSession, "run", slow)
+            patched.setattr(served._arena, "stage", counted)
+            answers = [callers.submit(served.run, {"x": loose}) for _ in range(3)]
+            answers += [served.submit({"x": loose}) for _ in range(3)]
+            assert inside.wait(20)
+            time.sleep(0.2)
+            assert len(staged) == 1
+            go.set()
+            assert all((answer.result(20)["y"] == -1).all() for answer in answers)
+        assert len(staged) == 6
+
+
+def test_the_users_own_values_are_measured(registry: Registry, children: Children, tmp_path: Path) -> None:
+    """Indices from 1,000 on: what is generated would be out of range."""
+    constants = [
+        numpy_helper.from_array(np.eye(8, 256, dtype=np.float32), "table"),
+        numpy_helper.from_array(np.array(1000, np.int64), "start"),
+    ]
+    nodes = [helper.make_node("Sub", ["i", "start"], ["at"]), helper.make_node("Gather", ["table", "at"], ["y"])]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("i", TensorProto.INT64, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants,
+    )  # fmt: skip
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    samples = [{"i": np.arange(1000, 1003)}, {"i": np.arange(1003, 1006)}]
+    config = {
+        "hardware": "cpu", "backend": "onnxruntime", "batch_size": 4, "strict": False, "memory": {"limit": "3MiB"},
+    }  # fmt: skip
+    with deploy(tmp_path / "m.onnx", config, registry=registry, children=children, samples=samples) as served:
+        assert 0 < (served.plan.memory.measured or 0) < 3 * MIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paddock.errors import ConfigError
 from paddock.graph import Choice, Graph, Range, Value
-from paddock.planning.corners import ALTERNATIVES, corners, drawn
+from paddock.planning.corners import CORNERS, corners, drawn
 from paddock.planning.shapes import admits
 
 SYMBOLS = ("a", "b", "c")
@@ -48,8 +49,8 @@ def graphs(draw: Any) -> Graph:
 
 @given(graphs(), st.integers(0, 99))
 def test_what_is_drawn_is_admitted_and_below_a_corner(graph: Graph, seed: int) -> None:
-    tops = corners(graph)
-    assert all(admits(graph, corner) for corner in tops[:-1])
+    tops = corners(graph, mixed=False)
+    assert all(admits(graph, corner) for corner in tops)
     largest = graph.nbytes(0) or 0
     for extents in drawn(graph, 8, seed):
         assert extents.keys() == graph.bounds.keys() and admits(graph, extents)
@@ -60,19 +61,55 @@ def test_what_is_drawn_is_admitted_and_below_a_corner(graph: Graph, seed: int) -
     assert again == drawn(graph, 8, seed) and all(extents not in again[:n] for n, extents in enumerate(again))
 
 
-def test_no_corner_is_below_another_but_the_least() -> None:
+@given(graphs(), st.integers(0, 99))
+def test_what_falls_with_some_symbols_is_largest_at_a_mixed_corner(graph: Graph, seed: int) -> None:
+    every = corners(graph)
+    assert every[: len(corners(graph, mixed=False))] == corners(graph, mixed=False)
+    for sign in itertools.product((1, -1), repeat=len(SYMBOLS)):
+        largest = max(sum(f * corner[s] for f, s in zip(sign, SYMBOLS, strict=True)) for corner in every)
+        for extents in drawn(graph, 8, seed):
+            assert sum(f * extents[s] for f, s in zip(sign, SYMBOLS, strict=True)) <= largest
+
+
+def test_no_corner_is_below_another_alternatives() -> None:
     one, two, three = ({"a": Range(1, 1, a), "b": Range(1, 1, b)} for a, b in ((1, 512), (64, 16), (64, 8)))
     graph = bounded(((one, two, three),), {"c": Range(2, 3, 4)})
-    assert corners(graph) == [{"a": 1, "b": 512, "c": 4}, {"a": 64, "b": 16, "c": 4}, {"a": 1, "b": 1, "c": 2}]
+    assert corners(graph, mixed=False) == [{"a": 1, "b": 512, "c": 4}, {"a": 64, "b": 16, "c": 4}]
     assert graph.nbytes(0) == 64 * 16 * 4 * 2
+    assert {"a": 1, "b": 1, "c": 2} in corners(graph)
     assert corners(replace(graph, choices=(), bounds={})) == [{}]
     assert corners(bounded((), {"a": Range(3, 3, 3)})) == [{"a": 3}]
     assert drawn(replace(graph, choices=(), bounds={}), 5) == []
 
 
-def test_of_more_alternatives_than_are_looked_at_the_largest_extents_stand_for_all() -> None:
-    many = tuple({"a": Range(1, 1, n), "b": Range(1, 1, 200 - n)} for n in range(1, ALTERNATIVES + 3))
-    assert corners(bounded((many,), {}))[0] == {"a": ALTERNATIVES + 2, "b": 199}
+def test_symbols_that_belong_together_are_drawn_together() -> None:
+    graph = bounded((), {"a": Range(1, 1, 9), "b": Range(1, 1, 9), "c": Range(2, 3, 4)})
+    assert all(extents["a"] == extents["b"] for extents in drawn(graph, 20, together=("a", "b")))
+
+
+def test_of_many_symbols_each_is_alone_at_its_least_and_at_its_largest() -> None:
+    every = corners(Graph((), (), (), (), bounds={name: Range(1, 1, 9) for name in "abcdefg"}))
+    assert len(every) == 1 + 7 + 7 + 1
+
+
+@pytest.mark.parametrize("count", [CORNERS, CORNERS + 1])
+def test_of_more_corners_than_are_planned_the_largest_extents_stand_for_all(count: int) -> None:
+    many = tuple({"a": Range(n, n, n), "b": Range(count + 1 - n, 1, count + 1 - n)} for n in range(1, count + 1))
+    graph = bounded((many,), {"c": Range(1, 1, 1)})
+    found = corners(graph, mixed=False)
+    if count <= CORNERS:
+        assert sorted(corner["a"] for corner in found) == [*range(1, count + 1)]
+    else:
+        assert found == [{"a": count, "b": count, "c": 1}]
+    assert graph.nbytes(0) == 2 * max(n * (count + 1 - n) for n in range(1, count + 1)), "of any of them, not of all"
+
+
+def test_of_more_alternatives_than_are_looked_at_the_largest_of_each_choice_come_first() -> None:
+    pairs = (("a", "b"), ("c", "d"), ("e", "f"))
+    choices = tuple(tuple({s: Range(1, 1, n), t: Range(1, 1, n)} for n in range(1, 21)) for s, t in pairs)
+    graph = Graph((), (), (), (), bounds={s: Range(1, 1, 20) for s in "abcdef"}, choices=choices)
+    assert corners(graph, mixed=False) == [dict.fromkeys("abcdef", 20)]
+    assert all(admits(graph, extents) for extents in drawn(graph, 30))
 
 
 def test_choices_that_nothing_satisfies_are_told() -> None:

@@ -94,6 +94,15 @@ def test_what_is_kept_for_each_shape_is_measured_too(plan: Any) -> None:
     assert abs(each.peak - none.peak - 5 * 8 * MIB) < NEAR
 
 
+def test_a_shape_that_is_refused_is_not_measured(plan: Any) -> None:
+    assert measured(plan({"odd": True, "each": 8})).peak > measured(plan()).peak + 2 * 8 * MIB - NEAR
+
+
+def test_staging_copies_are_measured(plan: Any) -> None:
+    small, large = (measured(plan(shapes={"n": {"min": 1, "max": n}})) for n in (4, 2_000_000))
+    assert large.peak > small.peak + 2 * 32 * MIB  # the request itself, and room for a copy of it
+
+
 def test_whoever_takes_more_than_the_limit_is_ended_at_once(plan: Any) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     prepared, begun = plan({"held": 4 * HELD, "hangs": True}), time.perf_counter()

@@ -137,7 +137,20 @@ def test_unlike_differs_everywhere(kind: str, seed: int) -> None:
 # What it answers is checked
 
 
-@pytest.mark.parametrize("manner", [m for m in vendor.ANSWERS if m not in ("", "more")])
+def test_arrays_to_write_into_are_dense_whatever_an_answer_is_like(serve: Deploy) -> None:
+    vendor.MANNERS.answer = "by columns"
+    assert serve().report.outcome is Outcome.PASSED and vendor.MANNERS.places
+
+
+@pytest.mark.parametrize("fields", [{}, CUT], ids=["whole", "cut"])
+def test_an_input_may_be_an_output_as_well(serve: Deploy, fields: dict[str, Any]) -> None:
+    deployment = serve(outputs=("y", "x"), **fields)
+    feeds = batch()
+    found = deployment.run(feeds)
+    assert np.array_equal(found["x"], feeds["x"]) and not np.shares_memory(found["x"], feeds["x"])
+
+
+@pytest.mark.parametrize("manner", [m for m in vendor.ANSWERS if m not in ("", "more", "by columns")])
 @pytest.mark.parametrize("fields", [{}, CUT], ids=["whole", "cut"])
 def test_a_malformed_answer_is_the_adapters_failure(serve: Deploy, manner: str, fields: dict[str, Any]) -> None:
     deployment = serve(**fields)

@@ -154,7 +154,7 @@ def peak_position(segment: SegmentMemory) -> int:
     return where
 
 
-def largest_batch(needs: Callable[[int], int], budget: int) -> int | None:
+def largest_batch(needs: Callable[[int], float], budget: int) -> int | None:
     """The largest batch size, of at most `BIGGEST_BATCH`, whose bytes stay within `budget`; None where not even 1 does.
 
     `needs` gives the bytes of a batch size, and grows with it.

@@ -32,7 +32,8 @@ def apply_shapes(graph: Graph, config: HardwareConfig) -> Graph:
     if config.batch_size is not None:
         _apply_batch(graph, config.batch_size, bounds)
     bounded = graph.with_bounds(bounds)
-    return replace(bounded, choices=(*graph.choices, *choices))
+    kept = [_without(choice, bounded.fixed) for choice in (*graph.choices, *choices)]
+    return replace(bounded, choices=tuple(choice for choice in kept if len(choice) > 1 and len(choice[0]) > 1))
 
 
 def describe_shape(graph: Graph, value: Value) -> str:
@@ -40,6 +41,16 @@ def describe_shape(graph: Graph, value: Value) -> str:
     if value.shape is None:
         return "[any rank]"
     return "[" + ", ".join(str(graph.range_of(dim) or f"{dim or ''}?") for dim in value.shape) + "]"
+
+
+def _without(choice: Choice, fixed: Mapping[str, int]) -> Choice:
+    """A choice's alternatives without the symbols that have one extent in all of them, each alternative once."""
+    found: list[Mapping[str, Range]] = []
+    for alternative in choice:
+        left = {symbol: r for symbol, r in alternative.items() if symbol not in fixed}
+        if left not in found:
+            found.append(left)
+    return tuple(found)
 
 
 def _with_names(graph: Graph, config: HardwareConfig) -> Graph:

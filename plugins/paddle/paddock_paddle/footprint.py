@@ -20,8 +20,8 @@ from paddock.spi import Footprint
 
 MIB = 1 << 20
 
-PLAIN_PROCESS = 19 * MIB
-"""Pages of Paddle's libraries, its registries and passes, at the first predictor: 10 to 15 MiB."""
+PLAIN_PROCESS = 24 * MIB
+"""Pages of Paddle's libraries, its registries and passes, at the first predictor: 10 to 21 MiB."""
 PLAIN_SESSION = 8 * MIB
 """Of each predictor and its thread beside what grows with the model: 1 to 6 MiB."""
 PLAIN_KEPT = 1.2
