@@ -12,8 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paddock.auto import deploy
     from paddock.config import HardwareConfig
-    from paddock.deployment import Deployment, deploy
+    from paddock.deployment import Deployment
     from paddock.errors import PaddockError
     from paddock.plan import Plan
     from paddock.verify import Report
@@ -27,7 +28,7 @@ _HOMES = {
     "PaddockError": "errors",
     "Plan": "plan",
     "Report": "verify",
-    "deploy": "deployment",
+    "deploy": "auto",
 }
 
 

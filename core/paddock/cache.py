@@ -1,31 +1,51 @@
 """The content-addressed store: what was computed once and holds for the same content, versions and host.
 
-Entries are written beside their place and renamed into it, under a lock between processes; each carries digests of
-its files, so that a truncated or altered entry is dropped and made again, never used.
+Entries are written beside their place and renamed into it, under a lock between processes; each tells what it is and
+carries digests of its files, so that an entry that is cut off, altered, from elsewhere or of an older layout is made
+again, with a warning, and never used. What was used longest ago goes where the store outgrows its bound; nothing goes
+while a process uses it. Everything is read only from a folder that nobody but the user can write to.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
 
-from paddock.errors import ModelError, UsageError
+from paddock.cache_entries import (
+    MANIFEST,
+    MARK,
+    OWN,
+    About,
+    Damaged,
+    Seat,
+    check_folder,
+    discard,
+    files_in,
+    looks_like_a_store,
+    others_may_write,
+    pack,
+    told_by,
+    touch,
+    unpack,
+)
+from paddock.cache_locks import Hold, exclusive, share
+from paddock.cache_pruning import asked_bound, trim
+from paddock.errors import BuildFailed, UsageError
 from paddock.model import file_digest
-from paddock.plan import digest
 
-_MANIFEST = "manifest.json"
-LAYOUT = 1
-"""Part of every key: a change of what entries look like makes all of them new."""
+_log = logging.getLogger("paddock.cache")
+_REMEDY = "free some space (`paddock cache prune`), or set PADDOCK_CACHE to a folder that can be written"
 
 
 def cache_root() -> Path:
@@ -34,33 +54,58 @@ def cache_root() -> Path:
 
 
 class Store:
-    """The store in one folder. Kinds of entries live side by side; a key is any JSON data."""
+    """The store in one folder. Kinds of entries live side by side; a key is any JSON data.
+
+    The folders it gives out stay as they are for as long as it lives: no process prunes them. Raises `UsageError` where
+    the folder cannot be made, others may write to it, or `PADDOCK_CACHE_SIZE` is no size.
+    """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else cache_root()
+        self._holds: dict[Path, Hold] = {}
+        self._lock = threading.Lock()
+        asked_bound()
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            problem = others_may_write(self.root)
         except OSError as error:
             raise UsageError(
                 f"the cache folder cannot be made: {error.strerror}",
                 where=str(self.root),
                 remedy="set PADDOCK_CACHE to a folder that can be written",
             ) from error
+        if problem:
+            # What a backend loads from here can be native code.
+            raise UsageError(
+                f"the cache folder is not safe: {problem}",
+                where=str(self.root),
+                remedy="make it yours alone (chmod go-w), or set PADDOCK_CACHE to such a folder",
+            )
+        self._mark()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.root,)
 
     def get(self, kind: str, key: Any) -> Any | None:
         """The JSON data kept under this key, or None."""
+        seat = self._seat("data", kind, key)
         try:
-            entry = json.loads(self._place(kind, key).with_suffix(".json").read_bytes())
-            if entry["digest"] == digest(entry["data"]):
-                return entry["data"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            pass  # Missing or damaged: the caller makes it again, and `put` writes over it.
-        return None
+            about, body = unpack(seat.place.read_bytes())
+            if not about.fits(seat):
+                raise Damaged("it was made for something else")
+            data = json.loads(body)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (Damaged, OSError, ValueError, RecursionError) as error:
+            _warn(seat, error)  # The caller makes it again, and `put` writes over it.
+            return None
+        touch(seat.place)
+        return data
 
     def put(self, kind: str, key: Any, data: Any) -> None:
         """Keeps JSON data under this key."""
-        place = self._place(kind, key).with_suffix(".json")
-        self._guarded(place.parent, lambda: _write(place, json.dumps({"digest": digest(data), "data": data}).encode()))
+        seat = self._seat("data", kind, key)
+        self._guarded(seat, lambda: _write(seat.place, pack(seat, data)))
 
     def remembered(self, kind: str, key: Any, compute: Callable[[], Any]) -> Any:
         """`get`, or else `compute()` kept with `put`; `compute` returns JSON data."""
@@ -71,53 +116,109 @@ class Store:
         return found
 
     def folder(self, kind: str, key: Any, build: Callable[[Path], None]) -> Path:
-        """The folder that `build(empty folder)` fills, made once for this key; its files are digest-checked."""
-        place = self._place(kind, key)
+        """The folder that `build(empty folder)` fills, made once for this key; its files are digest-checked.
 
-        def make() -> None:
-            if _intact(place):
-                return
-            # Under the lock, so whoever was making this entry before is dead.
-            for dead in (place, *place.parent.glob(f".making-{place.name}-*")):
-                shutil.rmtree(dead, ignore_errors=True)
-            fresh = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".making-{place.name}-"))
-            try:
-                build(fresh)
-                files = {
-                    p.relative_to(fresh).as_posix(): file_digest(p) for p in sorted(fresh.rglob("*")) if p.is_file()
-                }
-                _write(fresh / _MANIFEST, json.dumps(files).encode())
-                fresh.rename(place)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
-
-        if not _intact(place):
-            self._guarded(place.parent, make, lock=place.with_suffix(".lock"))
-        return place
+        Nothing is to be written there afterwards: an entry with a file that was not built is made again.
+        """
+        return self._made(self._seat("folder", kind, key), build)
 
     def private(self, kind: str, key: Any) -> Path:
-        """A folder for somebody else's cache (an SDK's own), kept for this key."""
-        place = self._place(kind, key)
-        self._guarded(place, lambda: None)
-        return place
+        """A folder for somebody else's cache (an SDK's own), kept for this key; nobody checks what is in it."""
+        return self._made(self._seat("private", kind, key), lambda fresh: (fresh / OWN).mkdir()) / OWN
 
-    def _place(self, kind: str, key: Any) -> Path:
-        return self.root / kind / digest([LAYOUT, source_digest(Path(__file__).parent), key])[:40]
+    def _made(self, seat: Seat, build: Callable[[Path], None]) -> Path:
+        def make() -> None:
+            with exclusive(seat.place.with_suffix(".lock")):
+                if self._used(seat, tell=True):
+                    return
+                # Under the lock, so whoever was making this entry before is dead.
+                for dead in (seat.place, *seat.place.parent.glob(f".making-{seat.place.name}-*")):
+                    discard(dead)
+                fresh = Path(tempfile.mkdtemp(dir=seat.place.parent, prefix=f".making-{seat.place.name}-"))
+                try:
+                    build(fresh)
+                    _write(fresh / MANIFEST, _about(seat, fresh).sealed())
+                    self._keep(seat, share(fresh / MANIFEST))  # before anyone else can see it
+                    fresh.rename(seat.place)
+                finally:
+                    shutil.rmtree(fresh, ignore_errors=True)
+            self._trim()
 
-    def _guarded(self, folder: Path, action: Callable[[], None], lock: Path | None = None) -> None:
+        if not self._used(seat):
+            self._guarded(seat, make)
+        return seat.place
+
+    def _used(self, seat: Seat, tell: bool = False) -> bool:
+        """Whether the entry is there and whole: then it is marked as in use, and stays."""
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if lock is None:
-                action()
-            else:
-                with FileLock(lock):
-                    action()
+            about = told_by(seat.place)
+            hold = share(seat.place / MANIFEST)
+            if not about.fits(seat):
+                raise Damaged("it was made for something else")
+            check_folder(seat.place, about, file_digest)
+            if hold is None or not hold.stands_at(seat.place / MANIFEST):
+                return False  # It was whole, and is being removed.
+        except (Damaged, OSError) as error:
+            if tell and os.path.lexists(seat.place):
+                _warn(seat, error)
+            return False
+        touch(seat.place / MANIFEST)
+        self._keep(seat, hold)
+        return True
+
+    def _keep(self, seat: Seat, hold: Hold | None) -> None:
+        if hold is not None:
+            with self._lock:
+                self._holds[seat.place] = hold
+
+    def _mark(self) -> None:
+        mark = self.root / MARK
+        try:
+            if mark.exists():
+                return
+            # Paddock's own place may hold a store from before there were marks; what else is there is not ours to mark.
+            ours = self.root == Path(platformdirs.user_cache_dir("paddock")) and looks_like_a_store(self.root)
+            if ours or not any(self.root.iterdir()):
+                mark.touch(mode=0o600)
+        except OSError:
+            pass  # A cache that can only be read: nothing will be pruned there.
+
+    def _trim(self) -> None:
+        try:
+            trim(self.root)
+        except (UsageError, OSError) as error:
+            # The entry is made: that what was used long ago could not go is no reason to fail.
+            _log.warning("the cache %s is not pruned: %s", self.root, getattr(error, "problem", error))
+
+    def _seat(self, form: Any, kind: str, key: Any) -> Seat:
+        return Seat(self.root, form, kind, current_sources(), key)
+
+    def _guarded(self, seat: Seat, action: Callable[[], None]) -> None:
+        try:
+            seat.place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            action()
         except OSError as error:
-            raise UsageError(
-                f"the cache cannot be written: {error.strerror or error}",
-                where=str(folder),
-                remedy="free some space, or set PADDOCK_CACHE to a folder that can be written",
-            ) from error
+            problem = f"the cache cannot be written: {error.strerror or error}"
+            raise UsageError(problem, where=str(seat.place.parent), remedy=_REMEDY) from error
+
+
+def _warn(seat: Seat, error: Exception) -> None:
+    reason = str(error) or type(error).__name__
+    _log.warning("the cache's entry %s/%s is made anew: %s", seat.kind, seat.place.name, reason)
+
+
+def _about(seat: Seat, fresh: Path) -> About:
+    try:
+        files = files_in(fresh)
+    except Damaged as damaged:
+        raise BuildFailed(f"what was made for the cache cannot be kept: {damaged}", where=seat.kind) from damaged
+    content = {name: file_digest(path) for name, path in sorted(files.items())}
+    return About.of(seat, content, sum(path.stat().st_size for path in files.values()))
+
+
+def current_sources() -> str:
+    """`source_digest` of Paddock itself."""
+    return source_digest(Path(__file__).parent)
 
 
 @cache
@@ -140,11 +241,3 @@ def _write(place: Path, content: bytes) -> None:
     except BaseException:
         Path(fresh).unlink(missing_ok=True)
         raise
-
-
-def _intact(place: Path) -> bool:
-    try:
-        files = json.loads((place / _MANIFEST).read_bytes())
-        return all(file_digest(place / name) == expected for name, expected in files.items())
-    except (OSError, ValueError, AttributeError, RecursionError, ModelError):
-        return False

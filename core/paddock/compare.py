@@ -13,7 +13,7 @@ from paddock.deployment import carry_out, deploy
 from paddock.errors import AccuracyRefused, PaddockError, UsageError
 from paddock.plan import Plan, Precision
 from paddock.planning.precision import is_quantised
-from paddock.prepare import prepare
+from paddock.prepare import ConfigSource, prepare
 from paddock.reading import open_model
 from paddock.references import write_golden
 from paddock.registry import Registry
@@ -58,7 +58,9 @@ class Row:
         return f"against {self.report.reference}, {self.report.budget}"
 
 
-def verify_one(model: Path, config: str, golden: Path | None, progress: Callable[[str], None]) -> tuple[Plan, Report]:
+def verify_one(
+    model: Path, config: ConfigSource, golden: Path | None, progress: Callable[[str], None]
+) -> tuple[Plan, Report]:
     """Deploys under one config and returns plan and report; writes golden outputs where asked, once it passed."""
     loaded = HardwareConfig.load(config)
     if golden is not None and loaded.accuracy.verify in ("golden", "off"):

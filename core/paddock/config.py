@@ -36,7 +36,11 @@ from paddock.errors import ConfigError, PaddockError
 from paddock.jsontext import dump, kind_of, loads, named, read_text
 from paddock.plan import Precision
 
-RESERVED = ("isolation", "timeout", "warm_start", "tune")
+AUTO = "auto"
+AUTO_KEYS = ("hardware", "backend", "precision")
+"""What may be "auto": `paddock.auto` settles it by measuring."""
+
+RESERVED = ("isolation", "timeout", "warm_start")
 """Keys that a later version gives a meaning; refused until then rather than ignored."""
 
 DEFAULT_MAX_ERROR: Mapping[Precision, float] = {
@@ -331,17 +335,18 @@ class HardwareConfig(_Part):
         if isinstance(source, HardwareConfig):
             return source
         if isinstance(source, Mapping):
-            return cls._parse(dump(source), "config", Path())
+            return cls.parse(dump(source), "config", Path())
         text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
         if not isinstance(text, str):
             raise ConfigError("a config is a path, a dict or a JSON string", where="config")
         if text.lstrip().startswith("{"):
-            return cls._parse(text, "config", Path())
+            return cls.parse(text, "config", Path())
         path = Path(text)
-        return cls._parse(read_text(path), str(path), path.parent)
+        return cls.parse(read_text(path), str(path), path.parent)
 
     @classmethod
-    def _parse(cls, text: str, where: str, base: Path) -> HardwareConfig:
+    def parse(cls, text: str, where: str, base: Path) -> HardwareConfig:
+        """A config from JSON text that errors call `where`, its paths relative to `base`."""
         data = loads(text, where)
         if not isinstance(data, dict):
             raise ConfigError(f"a config is a JSON object, not {kind_of(data)}", where=where)
@@ -350,12 +355,12 @@ class HardwareConfig(_Part):
                 raise ConfigError(
                     "is reserved and not available in this version", where=f"{where}: $.{key}", remedy="leave it out"
                 )
-        for key in ("hardware", "backend", "precision"):
-            if data.get(key) == "auto":
+        for key in AUTO_KEYS:
+            if data.get(key) == AUTO:
                 raise ConfigError(
-                    '"auto" is not available in this version',
+                    '"auto" is settled by measuring, which this does not do',
                     where=f"{where}: $.{key}",
-                    remedy="name one; `paddock bench` with several --config compares them",
+                    remedy="name one: `paddock tune` finds the best and writes it as a config",
                 )
         try:
             config = cls.model_validate_json(json.dumps(data), context={"base": base})

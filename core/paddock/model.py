@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,20 +47,29 @@ def origins(target: Model, node: int, root: Model) -> set[int]:
     return {found for index in target.provenance[node] for found in origins(target.source, index, root)}
 
 
-_KNOWN: dict[tuple[int, int, int, int], str] = {}
+_KNOWN: dict[tuple[int, ...], str] = {}
+_SETTLED = 2_000_000_000
+"""Nanoseconds: a file changed since may change again within one tick of its file system's clock."""
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file, remembered in this process by device, inode, size and modification time."""
+    """SHA-256 (hex) of a file, remembered in this process by device, inode, size and times of change."""
     try:
-        stat = os.stat(path)
-        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if key not in _KNOWN:
-            with open(path, "rb") as file:
-                _KNOWN[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        return _KNOWN[key]
+        known = _KNOWN.get(_identity(os.stat(path)))
+        if known is not None:
+            return known
+        with open(path, "rb") as file:
+            identity, now = _identity(os.fstat(file.fileno())), time.time_ns()
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    if max(identity[-2:]) < now - _SETTLED:
+        _KNOWN[identity] = found
+    return found
+
+
+def _identity(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def fingerprint(format: str, files: Files) -> str:

@@ -1,8 +1,14 @@
-"""The store: one builder among many processes, and nothing damaged is ever used."""
+"""The store: one builder among many processes, and nothing damaged, foreign or older is ever used."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import logging
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,8 +21,11 @@ import paddock_calls as calls
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paddock import cache, cache_entries, model
 from paddock.cache import Store, cache_root
-from paddock.errors import UsageError
+from paddock.cache_entries import MANIFEST, About, Damaged, Seat
+from paddock.errors import BuildFailed, ModelError, UsageError
+from paddock.model import file_digest
 
 CODE = "import sys; sys.path[:] = eval(sys.argv[1]); import paddock_calls; print(paddock_calls.{}(sys.argv[2]))"
 JSON = st.recursive(
@@ -54,6 +63,10 @@ def only_json(store: Store, kind: str) -> Path:
 
 def make_a(folder: Path) -> None:
     (folder / "a.txt").write_text("content")
+
+
+def built_already(folder: Path) -> None:
+    pytest.fail("it is built already")
 
 
 def leftovers(root: Path) -> list[Path]:
@@ -104,7 +117,10 @@ def test_what_cannot_be_computed_is_not_remembered(store: Store) -> None:
     [
         lambda content: b"",
         lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content + b"\n",
         lambda content: content.replace(b"42", b"43"),
+        lambda content: content.replace(b'"size"', b'"mine"'),
         lambda content: b"\xff\xfe" + content,
         lambda content: b"[1, 2]",
         lambda content: b"{}",
@@ -112,13 +128,29 @@ def test_what_cannot_be_computed_is_not_remembered(store: Store) -> None:
         lambda content: b'{"digest": null, "data": 42}',
         lambda content: b"[" * 100_000,
     ],
-    ids=["empty", "half", "altered", "no-text", "list", "no-keys", "null", "no-digest", "deep"],
+    ids=[
+        "empty",
+        "half",
+        "cut",
+        "longer",
+        "altered",
+        "renamed",
+        "no-text",
+        "list",
+        "no-keys",
+        "null",
+        "no-digest",
+        "deep",
+    ],
 )
-def test_damaged_data_is_computed_anew(store: Store, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_data_is_computed_anew(
+    store: Store, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     store.put("data", "key", {"answer": 42})
     entry = only_json(store, "data")
     entry.write_bytes(damage(entry.read_bytes()))
     assert store.get("data", "key") is None
+    assert f"data/{entry.name} is made anew: " in caplog.text
     assert store.remembered("data", "key", lambda: {"answer": 44}) == {"answer": 44}
     assert store.get("data", "key") == {"answer": 44}
 
@@ -146,7 +178,7 @@ def test_kill_during_a_write_leaves_whole_data_or_none(store: Store) -> None:
 def test_ten_processes_build_an_entry_once(store: Store) -> None:
     out, _ = start(calls.build_in_ten_processes, store.root).communicate(timeout=60)
     assert out.strip() == ",".join(["0"] * 10)
-    place = store.folder("things", {"k": 1}, lambda folder: pytest.fail("it is built already"))
+    place = store.folder("things", {"k": 1}, built_already)
     assert (place / "sub" / "b.bin").read_bytes() == bytes(1000)
     assert len((place.parent / "builds.txt").read_text().split()) == 1
     assert leftovers(store.root) == []
@@ -196,6 +228,23 @@ def _same_size(path: Path) -> None:
     path.write_text("tampered"[:7])
 
 
+def _linked(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def _manifest(place: Path, **changes: Any) -> bytes:
+    """The entry's manifest with changes, and a digest that fits them."""
+    told = json.loads((place / MANIFEST).read_bytes())
+    del told["digest"]
+    return About(**{**told, **changes}).sealed()
+
+
+def _replaced_by_a_file(place: Path) -> None:
+    shutil.rmtree(place)
+    place.write_text("a file")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -207,17 +256,35 @@ def _same_size(path: Path) -> None:
         lambda place: (place / "manifest.json").write_text("{"),
         lambda place: (place / "manifest.json").write_text("[]"),
         lambda place: (place / "manifest.json").write_text('{"a.txt": 1}'),
+        lambda place: _linked(place / "a.txt"),
+        lambda place: _linked(place / "manifest.json"),
+        lambda place: (place / "more.txt").touch(),
+        lambda place: (place / "manifest.json").write_bytes(_manifest(place, layout=1)),
+        lambda place: (place / "manifest.json").write_bytes(_manifest(place, content=["a.txt"])),
+        lambda place: (place / "manifest.json").write_bytes(_manifest(place, content={})),
+        lambda place: (place / "manifest.json").write_bytes(_manifest(place, form="private")),
+        lambda place: (place / "manifest.json").write_bytes(_manifest(place, kind="others")),
+        lambda place: place.chmod(0o770),
+        lambda place: _replaced_by_a_file(place),
     ],
-    ids=["grown", "altered", "emptied", "file-gone", "manifest-gone", "broken", "list", "no-digest"],
-)
-def test_a_damaged_folder_is_built_anew(store: Store, damage: Callable[[Path], Any]) -> None:
+    ids=[
+        "grown", "altered", "emptied", "file-gone", "manifest-gone", "broken", "list", "no-digest", "link",
+        "manifest-link", "more", "older", "list-of-files", "no-files", "other-form", "other-kind", "open", "file",
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_built_anew(
+    store: Store, damage: Callable[[Path], Any], caplog: pytest.LogCaptureFixture
+) -> None:
     place = store.folder("things", "k", make_a)
     damage(place)
+    assert caplog.records == []
     assert store.folder("things", "k", make_a) == place
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING and f"things/{place.name} is made anew: " in warning.getMessage()
     assert (place / "a.txt").read_text() == "content"
     builds = []
     store.folder("things", "k", lambda folder: builds.append(folder))
-    assert builds == []
+    assert builds == [] and len(caplog.records) == 1
 
 
 def test_private_folder_is_one_for_each_key(store: Store) -> None:
@@ -257,3 +324,271 @@ def test_the_root_is_private_and_follows_the_environment(tmp_path: Path, monkeyp
     assert os.stat(Store().root).st_mode & 0o077 == 0
     monkeypatch.setenv("PADDOCK_CACHE", "")
     assert cache_root().name == "paddock"
+
+
+def test_any_flipped_bit_of_data_is_harmless(store: Store) -> None:
+    store.put("data", "key", {"answer": [42, "ü", 1.5]})
+    entry = only_json(store, "data")
+    content = entry.read_bytes()
+    for position in range(0, len(content), 3):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        entry.write_bytes(flipped)
+        # Of the time it was made, the last digit can say the same as another.
+        assert store.get("data", "key") in (None, {"answer": [42, "ü", 1.5]}), bytes(flipped)
+    # All of the data's own bytes matter.
+    flipped = bytearray(content)
+    flipped[content.index(b"42", content.index(b'"data": {"'))] ^= 1
+    entry.write_bytes(flipped)
+    assert store.get("data", "key") is None
+
+
+def test_any_flipped_bit_of_a_folder_is_harmless(store: Store) -> None:
+    place = store.folder("things", "k", make_a)
+    about = cache_entries.told_by(place)
+    for name in ("a.txt", MANIFEST):
+        content = (place / name).read_bytes()
+        for position in range(0, len(content), 3):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << position % 8
+            (place / name).write_bytes(flipped)
+            try:
+                found = cache_entries.told_by(place)
+                cache_entries.check_folder(place, found, file_digest)
+                assert found == about
+            except Damaged:
+                continue
+        (place / name).write_bytes(content)
+    (place / "a.txt").write_text("contemt")
+    store.folder("things", "k", make_a)
+    assert (place / "a.txt").read_text() == "content"
+
+
+def test_what_is_not_there_is_missed_in_silence(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store.get("data", "key")
+    store.folder("things", "k", make_a)
+    store.private("adapters", "k")
+    assert caplog.records == [] and not (store.root / "data").exists()
+
+
+def test_what_was_copied_from_another_key_is_not_used(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store.put("data", "theirs", 1)
+    theirs = only_json(store, "data")
+    store.put("data", "ours", 2)
+    (ours,) = set((store.root / "data").glob("*.json")) - {theirs}
+    ours.write_bytes(theirs.read_bytes())
+    assert store.get("data", "ours") is None and store.get("data", "theirs") == 1
+
+    def make_theirs(folder: Path) -> None:
+        (folder / "a.txt").write_text("theirs")
+
+    theirs = store.folder("things", "theirs", make_theirs)
+    ours = store.folder("things", "ours", make_a)
+    shutil.rmtree(ours)
+    shutil.copytree(theirs, ours)
+    assert (store.folder("things", "ours", make_a) / "a.txt").read_text() == "content"
+
+    theirs = store.private("adapters", "theirs")
+    (theirs / "blob").touch()
+    ours = store.private("adapters", "ours")
+    shutil.rmtree(ours.parent)
+    shutil.copytree(theirs.parent, ours.parent)
+    assert list(store.private("adapters", "ours").iterdir()) == []
+    assert [record.getMessage().endswith("it was made for something else") for record in caplog.records] == [True] * 3
+
+
+KEY = {"model": "m", "plan": ["p", {"precision": "fp16"}], "versions": {"sdk": "1"}, "driver": None, "batch": 1}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": "n"},
+        {"plan": ["p", {"precision": "fp32"}]},
+        {"plan": ["p", {"precision": "fp16", "more": 1}]},
+        {"versions": {"sdk": "1.0"}},
+        {"driver": "550"},
+        {"driver": ""},
+        {"batch": "1"},
+        {"batch": 1.0},
+        {"batch": True},
+    ],
+    ids=str,
+)
+def test_each_factor_of_a_key_matters_alone(store: Store, changed: dict[str, Any]) -> None:
+    store.put("data", KEY, "kept")
+    place, own = store.folder("things", KEY, make_a), store.private("adapters", KEY)
+    other = {**KEY, **changed}
+    assert store.get("data", KEY) == "kept" and store.get("data", other) is None
+    assert store.folder("things", KEY, built_already) == place != store.folder("things", other, make_a)
+    assert store.private("adapters", KEY) == own != store.private("adapters", other)
+
+
+@pytest.mark.parametrize("factor", ["code", "layout", "kind", "form"])
+def test_each_factor_beside_the_key_matters_alone(store: Store, factor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("data", KEY, "kept")
+    place = store.folder("things", KEY, make_a)
+    kinds = ("data", "things")
+    if factor == "code":
+        monkeypatch.setattr(cache, "source_digest", lambda folder: "of other code")
+    elif factor == "layout":
+        monkeypatch.setattr(cache_entries, "LAYOUT", cache_entries.LAYOUT + 1)
+    elif factor == "kind":
+        kinds = ("other-data", "other-things")
+    else:
+        assert store.private("things", KEY).parent != place
+        return
+    assert store.get(kinds[0], KEY) is None
+    assert store.folder(kinds[1], KEY, make_a).name != place.name
+
+
+def test_code_that_changed_is_other_code(tmp_path: Path) -> None:
+    def digest_of(name: str, text: str) -> str:
+        cache.source_digest.cache_clear()
+        (tmp_path / name).write_text(text)
+        return cache.source_digest(tmp_path)
+
+    seen = [digest_of("a.py", "x"), digest_of("a.py", "y"), digest_of("b.py", ""), digest_of("c.txt", "")]
+    assert len(set(seen[:3])) == 3 and seen[3] == seen[2]
+
+
+def test_an_entry_tells_what_produced_it(store: Store) -> None:
+    before = time.time()
+    place = store.folder("things", ["m", {"precision": "fp16"}], make_a)
+    store.put("data", ["x" * 10_000], [1, 2])
+    own = store.private("adapters", "k")
+    folder, private = cache_entries.told_by(place), cache_entries.told_by(own.parent)
+    data, body = cache_entries.unpack(only_json(store, "data").read_bytes())
+    for about, form, kind in ((folder, "folder", "things"), (private, "private", "adapters"), (data, "data", "data")):
+        assert (about.form, about.kind) == (form, kind)
+        assert before <= about.made <= time.time()
+        assert about.sources == cache.current_sources() and about.paddock
+    assert folder.key == ["m", {"precision": "fp16"}] and folder.size == 7 and set(folder.content) == {"a.txt"}
+    assert len(json.dumps(data.key)) < 5000 and data.key["shortened"].startswith('["xxx')
+    assert data.size == len(body) and json.loads(only_json(store, "data").read_bytes())["data"] == [1, 2]
+
+
+def test_a_private_folder_that_was_damaged_is_made_anew(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    own = store.private("adapters", "k")
+    (own / "blob").touch()
+    (own.parent / MANIFEST).write_text("{")
+    assert store.private("adapters", "k") == own and list(own.iterdir()) == []
+    assert len(caplog.records) == 1
+
+
+def test_a_full_disk_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("data", "key", "before")
+    kept = store.folder("things", "kept", make_a)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill_up(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        full(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for action in (
+            lambda: store.put("data", "key", "after"),
+            lambda: store.put("data", "other", "after"),
+            lambda: store.folder("things", "k", make_a),
+            lambda: store.private("adapters", "k"),
+        ):
+            with pytest.raises(UsageError, match="No space left") as caught:
+                action()
+            assert "paddock cache prune" in (caught.value.remedy or "")
+    with pytest.raises(UsageError, match="No space left"):
+        store.folder("things", "k", fill_up)
+    assert leftovers(store.root) == [] and not list(store.root.rglob("half.txt"))
+    assert store.get("data", "key") == "before" and store.get("data", "other") is None
+    assert store.folder("things", "kept", built_already) == kept
+    assert (store.folder("things", "k", make_a) / "a.txt").read_text() == "content"
+
+
+def test_what_is_no_file_cannot_be_kept(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("outside")
+    with pytest.raises(BuildFailed, match=r"link\.txt is neither"):
+        store.folder("things", "k", lambda folder: (folder / "link.txt").symlink_to(tmp_path / "outside"))
+    assert leftovers(store.root) == [] and (tmp_path / "outside").read_text() == "outside"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o720, 0o702])
+def test_a_root_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.joinpath("open").mkdir()
+    tmp_path.joinpath("open").chmod(mode)
+    with pytest.raises(UsageError, match="others may write to it") as caught:
+        Store(tmp_path / "open")
+    assert "chmod go-w" in (caught.value.remedy or "")
+    tmp_path.joinpath("open").chmod(mode & ~0o022)
+    Store(tmp_path / "open").put("data", "key", 1)
+
+
+def test_a_root_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        Store(tmp_path)
+
+
+def test_a_use_is_written_down_once_an_hour(store: Store) -> None:
+    store.put("data", "key", 1)
+    place, own = store.folder("things", "k", make_a), store.private("adapters", "k")
+    files = [only_json(store, "data"), place / MANIFEST, own.parent / MANIFEST]
+
+    def use() -> list[float]:
+        Store(store.root).get("data", "key")
+        Store(store.root).folder("things", "k", built_already)
+        Store(store.root).private("adapters", "k")
+        return [file.stat().st_mtime for file in files]
+
+    for ago, written in ((3000, False), (4000, True)):
+        then = time.time() - ago
+        for file in files:
+            os.utime(file, (then, then))
+        assert [used > then + 1 for used in use()] == [written] * 3
+
+
+def test_a_store_can_be_sent_to_another_process(store: Store) -> None:
+    store.folder("things", "k", make_a)
+    assert pickle.loads(pickle.dumps(store)).folder("things", "k", built_already).exists()
+
+
+def test_a_bound_that_is_no_size_is_refused_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ("much", "-1", "0", "1.5.5GiB"):
+        monkeypatch.setenv("PADDOCK_CACHE_SIZE", wrong)
+        with pytest.raises(UsageError) as caught:
+            Store(store.root)
+        assert caught.value.where == "PADDOCK_CACHE_SIZE" and "8GiB" in (caught.value.remedy or "")
+
+
+def test_a_seat_is_a_place_in_the_folder_of_its_kind(tmp_path: Path) -> None:
+    seat = Seat(tmp_path, "data", "things", "s", "k")
+    assert seat.place == tmp_path / "things" / f"{seat.entry[:40]}.json" and len(seat.entry) == 64
+
+
+def test_digests_are_remembered_by_what_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_text("one")
+    first = file_digest(path)
+    reads: list[int] = []
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_text("two")
+    os.utime(path, ns=times)
+    assert file_digest(path) != first, "young, of the same size, the time set back"
+
+    def read(*arguments: Any) -> Any:
+        reads.append(1)
+        return original(*arguments)
+
+    original = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", read)
+    file_digest(path), file_digest(path)
+    assert len(reads) == 2, "a young file is read each time"
+    monkeypatch.setattr(model, "_SETTLED", -(10**12))
+    second = file_digest(path)
+    assert file_digest(path) == second and len(reads) == 3
+    path.write_text("six")
+    os.utime(path, ns=times)
+    assert file_digest(path) != second and len(reads) == 4
+    with pytest.raises(ModelError, match="cannot be read"):
+        file_digest(tmp_path / "none")

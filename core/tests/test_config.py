@@ -207,7 +207,7 @@ def test_reserved_keys(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["hardware", "backend", "precision"])
-def test_auto_is_not_there_yet(key: str) -> None:
+def test_auto_is_no_name_of_an_adapter(key: str) -> None:
     error = refused(**{key: "auto"})
     assert error.where == f"config: $.{key}" and "auto" in error.problem and error.remedy
 
