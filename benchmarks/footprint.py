@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--batch", action="append", type=int)
     parser.add_argument("--instances", action="append", type=int)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--seconds", type=float, default=180.0, help="for one measurement; longer ones are skipped")
+    parser.add_argument("--seconds", type=float, default=600.0, help="for one measurement; longer ones are skipped")
     parser.add_argument("--models", type=Path, help="a folder where the example models are, or are to be exported")
     arguments = parser.parse_args()
     models = arguments.model or (MODELS[:2] + MODELS[3:4] if arguments.quick else MODELS)

@@ -23,8 +23,8 @@ CONFIG: Mapping[str, Any] = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "share"), [("rotary", 0.8), pytest.param("deepseek", 0.9, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "share"), [("rotary", 0.8), ("deepseek", 0.9)])
 def test_repair_moves_a_few_nodes_off_onednn(
     name: str, share: float, models: Mapping[str, Path], registry: Registry, children: Children
 ) -> None:

@@ -49,7 +49,7 @@ whether their peaks coincide, and what an allocator leaves in pieces grows over 
 _NOTHING = 0.01
 """The share of the peak that counts as nothing added."""
 VARIED, VARYING = 64, 60.0
-"""How many requests run then, each of a shape of its own, and for how many seconds at most: some backends keep
+"""How many shapes run then, in passes until one added nothing, and for how many seconds at most: some backends keep
 something for each shape, up to a bound of theirs."""
 _KEPT = "footprints"
 _HOW = 2
@@ -278,15 +278,7 @@ def _measure_here() -> Measured:
             for _ in range(ALONE):
                 host.run_on(instance, feeds)  # its answer is dropped before the next run
         _repeat(host, requests, lambda: mark()[0] - baseline)
-        until = time.perf_counter() + VARYING
-        for number, shapes in enumerate(work.shapes):
-            if time.perf_counter() > until:
-                break
-            feeds = requests[number % work.instances]
-            other = {name: _reshaped(array, shapes.get(name)) for name, array in feeds.items()}
-            sys.stderr.write(f"the inputs have the shapes {dict(shapes)}\n")  # its last words, where it crashes
-            with contextlib.suppress(PaddockError):  # a shape that the model itself refuses is none that is served
-                _together(host, [other] * work.instances)
+        _vary(host, requests, work.shapes, lambda: mark()[0] - baseline)
         if work.shapes:
             _repeat(host, requests, lambda: mark()[0] - baseline)
         gc.collect()
@@ -311,6 +303,27 @@ def _repeat(host: ServingHost, requests: Sequence[Mapping[str, Any]], taken: Cal
         now = taken()
         still, before = still + 1 if now - before <= _NOTHING * before else 0, now
         if still == STILL:
+            return
+
+
+def _vary(
+    host: ServingHost,
+    requests: Sequence[Mapping[str, Any]],
+    shapes: Sequence[Mapping[str, tuple[int, ...]]],
+    taken: Callable[[], int],
+) -> None:
+    """All instances at once at each of these shapes, again and again until one pass added nothing to `taken`."""
+    until = time.perf_counter() + VARYING
+    while shapes:
+        before = taken()
+        for shape in shapes:
+            if time.perf_counter() > until:
+                return
+            others = [{name: _reshaped(array, shape.get(name)) for name, array in r.items()} for r in requests]
+            sys.stderr.write(f"the inputs have the shapes {dict(shape)}\n")  # its last words, where it crashes
+            with contextlib.suppress(PaddockError):  # a shape that the model itself refuses is none that is served
+                _together(host, others)
+        if taken() - before <= _NOTHING * before:
             return
 
 

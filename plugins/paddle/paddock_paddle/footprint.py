@@ -22,8 +22,9 @@ MIB = 1 << 20
 
 PLAIN_PROCESS = 24 * MIB
 """Pages of Paddle's libraries, its registries and passes, at the first predictor: 10 to 21 MiB."""
-PLAIN_SESSION = 8 * MIB
-"""Of each predictor and its thread beside what grows with the model: 1 to 6 MiB."""
+PLAIN_SESSION = 16 * MIB
+"""Of each predictor and its thread beside what grows with the model: 1 to 6 MiB, and up to 10 in pieces left by chance
+(rotary embeddings, batch 16, two predictors: 56 to 65 MiB)."""
 PLAIN_KEPT = 1.2
 """Weights that a predictor keeps: 1.02 times; what fusing folds is there twice for a moment."""
 PLAIN_INTERMEDIATES = 3.3

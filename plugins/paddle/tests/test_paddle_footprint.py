@@ -25,6 +25,7 @@ def test_the_bound_is_not_exceeded(models: Path, backend: str, instances: int) -
     assert instances * weights < found.peak <= bound
 
 
+@pytest.mark.long
 def test_shapes_that_primitives_are_kept_for_take_weights_each(tmp_path: Path) -> None:
     """16 MiB of weights, twelve batch sizes."""
     import paddle
