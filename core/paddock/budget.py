@@ -14,7 +14,7 @@ from paddock.errors import BuildFailed, MemoryRefused, ModelError, NotAvailable
 from paddock.flow import Flow
 from paddock.graph import Graph, Range
 from paddock.host import building
-from paddock.machine import memory_available
+from paddock.machine import available
 from paddock.memory_plan import Footprint, MemoryPlan, SegmentMemory
 from paddock.model import Model
 from paddock.planning import memory
@@ -159,10 +159,7 @@ class Budgeter:
     @cached_property
     def available(self) -> int | None:
         """Bytes that can be taken: of the device's memory or, where it works in that, of the host's; read once."""
-        if self.device.memory_kind != "host":
-            return self.device.memory
-        free = memory_available()
-        return min(self.device.memory or free, free)
+        return available(self.device.memory, self.device.memory_kind)
 
     @property
     def batch(self) -> tuple[str, ...]:

@@ -15,7 +15,9 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,9 +44,12 @@ from paddock.cache_entries import (
 from paddock.cache_locks import Hold, exclusive, share
 from paddock.cache_pruning import asked_bound, trim
 from paddock.errors import BuildFailed, UsageError
-from paddock.model import file_digest
+from paddock.model import SETTLED, file_digest
 
 _log = logging.getLogger("paddock.cache")
+_DIGESTS = "digests"
+_TICK = 20_000_000
+"""Nanoseconds: more than a tick of the clock that files' times are taken from (4 to 10 ms on Linux)."""
 _REMEDY = "free some space (`paddock cache prune`), or set PADDOCK_CACHE to a folder that can be written"
 
 
@@ -122,9 +127,29 @@ class Store:
         """
         return self._made(self._seat("folder", kind, key), build)
 
+    def find(self, kind: str, key: Any) -> Path | None:
+        """The folder that `folder` made for this key before, or None; what is damaged is told of."""
+        seat = self._seat("folder", kind, key)
+        return seat.place if self._used(seat, tell=True) else None
+
     def private(self, kind: str, key: Any) -> Path:
         """A folder for somebody else's cache (an SDK's own), kept for this key; nobody checks what is in it."""
         return self._made(self._seat("private", kind, key), lambda fresh: (fresh / OWN).mkdir()) / OWN
+
+    def file_digest(self, path: Path) -> str:
+        """SHA-256 (hex) of a file; see `paddock.model.file_digest`. That of a large file is kept between processes."""
+        own = path.is_relative_to(self.root)
+        return file_digest(path, self, _TICK if own else SETTLED)
+
+    def recall(self, identity: Sequence[int]) -> str | None:
+        """The digest of the file of this identity, where one is kept."""
+        known = self.get(_DIGESTS, identity)
+        return known if isinstance(known, str) else None
+
+    def remember(self, identity: Sequence[int], digest: str) -> None:
+        """Keeps the digest of a file; that it cannot be kept is no reason to fail."""
+        with suppress(UsageError):
+            self.put(_DIGESTS, identity, digest)
 
     def _made(self, seat: Seat, build: Callable[[Path], None]) -> Path:
         def make() -> None:
@@ -137,7 +162,7 @@ class Store:
                 fresh = Path(tempfile.mkdtemp(dir=seat.place.parent, prefix=f".making-{seat.place.name}-"))
                 try:
                     build(fresh)
-                    _write(fresh / MANIFEST, _about(seat, fresh).sealed())
+                    _write(fresh / MANIFEST, self._about(seat, fresh).sealed())
                     self._keep(seat, share(fresh / MANIFEST))  # before anyone else can see it
                     fresh.rename(seat.place)
                 finally:
@@ -155,7 +180,7 @@ class Store:
             hold = share(seat.place / MANIFEST)
             if not about.fits(seat):
                 raise Damaged("it was made for something else")
-            check_folder(seat.place, about, file_digest)
+            check_folder(seat.place, about, self.file_digest)
             if hold is None or not hold.stands_at(seat.place / MANIFEST):
                 return False  # It was whole, and is being removed.
         except (Damaged, OSError) as error:
@@ -165,6 +190,15 @@ class Store:
         touch(seat.place / MANIFEST)
         self._keep(seat, hold)
         return True
+
+    def _about(self, seat: Seat, fresh: Path) -> About:
+        try:
+            files = files_in(fresh)
+        except Damaged as damaged:
+            raise BuildFailed(f"what was made for the cache cannot be kept: {damaged}", where=seat.kind) from damaged
+        time.sleep(2 * _TICK / 1e9)  # so that a change from now on shows in the files' times
+        content = {name: self.file_digest(path) for name, path in sorted(files.items())}
+        return About.of(seat, content, sum(path.stat().st_size for path in files.values()))
 
     def _keep(self, seat: Seat, hold: Hold | None) -> None:
         if hold is not None:
@@ -205,15 +239,6 @@ class Store:
 def _warn(seat: Seat, error: Exception) -> None:
     reason = str(error) or type(error).__name__
     _log.warning("the cache's entry %s/%s is made anew: %s", seat.kind, seat.place.name, reason)
-
-
-def _about(seat: Seat, fresh: Path) -> About:
-    try:
-        files = files_in(fresh)
-    except Damaged as damaged:
-        raise BuildFailed(f"what was made for the cache cannot be kept: {damaged}", where=seat.kind) from damaged
-    content = {name: file_digest(path) for name, path in sorted(files.items())}
-    return About.of(seat, content, sum(path.stat().st_size for path in files.values()))
 
 
 def current_sources() -> str:

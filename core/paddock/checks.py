@@ -7,18 +7,22 @@ from dataclasses import replace
 from functools import partial
 
 from paddock import footprint
-from paddock.errors import BuildFailed, ConfigError, PaddockError, StrictnessError
+from paddock.config import HardwareConfig
+from paddock.errors import BuildFailed, ConfigError, MemoryRefused, PaddockError, StrictnessError
 from paddock.host import Outputs, ServingHost, building
 from paddock.into import array_dtype, unlike
-from paddock.machine import host_facts, memory_available
+from paddock.machine import available, host_facts, memory_available
 from paddock.plan import Setting
 from paddock.planning import memory
 from paddock.planning.shapes import describe_shape
 from paddock.prepare import Prepared
+from paddock.ready import Ready
 from paddock.references import Reference
+from paddock.registry import Resolved
 from paddock.samples import digest_samples
 from paddock.sampling import Samples
 from paddock.spi import Arrays, Artifact
+from paddock.translation import Translation
 from paddock.verify import Outcome, Report, compare, describe_budget
 
 
@@ -63,7 +67,7 @@ def with_known_memory(prepared: Prepared) -> Prepared:
     """The plan with what its sessions took when they were last measured, where they were."""
     if prepared.plan.memory.kind != "host":
         return prepared  # what is measured is the host's memory, and the budget is another's
-    found = footprint.kept(prepared)
+    found = footprint.known(prepared.registry.store, prepared.plan)
     return prepared if found is None else prepared.measured(found.peak)
 
 
@@ -87,7 +91,7 @@ def verified(prepared: Prepared, host: ServingHost, samples: Samples) -> Report:
         return replace(Report.from_json(known), kept=True)
     reference = samples.reference or prepared.reference(samples)
     before = digest_samples(reference.samples)
-    report = _judged(prepared, host, reference, samples.source)
+    report = judged(prepared.translation, host, reference, prepared.config, samples.source)
     if digest_samples(reference.samples) != before:
         raise BuildFailed(
             f"{prepared.plan.adapter} changes the arrays that it is fed", remedy="report this to the plugin's author"
@@ -97,36 +101,37 @@ def verified(prepared: Prepared, host: ServingHost, samples: Samples) -> Report:
     return report
 
 
-def _judged(prepared: Prepared, host: ServingHost, reference: Reference, source: str) -> Report:
+def judged(names: Translation, host: ServingHost, reference: Reference, config: HardwareConfig, source: str) -> Report:
     """The report on every sample, and on the first one on each further instance."""
     asked = reference.samples[: reference.judged]
-    answers = [prepared.answer(host.run, sample) for sample in asked]
-    report = compare(reference, answers, prepared.config, source)
-    for instance in range(prepared.config.instances):
+    answers = [names.answer(host.run, sample) for sample in asked]
+    report = compare(reference, answers, config, source)
+    for instance in range(config.instances):
         if report.outcome is Outcome.FAILED:
             break
-        answer = prepared.answer(partial(host.run_on, instance), asked[0])
-        found = compare(reference, [answer], prepared.config, source)
+        answer = names.answer(partial(host.run_on, instance), asked[0])
+        found = compare(reference, [answer], config, source)
         if found.outcome is Outcome.FAILED:
             return replace(found, reason=f"instance {instance}: {found.reason}")
     if report.outcome is Outcome.FAILED or not host.writes:
         return report
-    wrong, why = _written(prepared, host, reference, answers[0], source)
+    wrong, why = _written(names, host, reference, answers[0], config, source)
     return (
         replace(wrong or report, outcome=Outcome.FAILED, reason=f"into the caller's arrays: {why}") if why else report
     )
 
 
 def _written(
-    prepared: Prepared, host: ServingHost, reference: Reference, answer: Outputs, source: str
+    names: Translation, host: ServingHost, reference: Reference, answer: Outputs, config: HardwareConfig, source: str
 ) -> tuple[Report | None, str]:
     """What is wrong with the first sample's outputs in arrays of a caller's, "" where nothing is; its report, if any.
 
     `answer` is what it gave otherwise: its outputs that no array takes, and the others' shapes.
     """
-    outputs = list(zip(prepared.interface.output_values, prepared.target.graph.output_values, strict=True))
-    takers = {there.name: dtype for here, there in outputs if (dtype := array_dtype(here)) is not None}
-    known = {there.name: answer[here.name] for here, there in outputs}
+    outputs = dict(names.outputs)
+    kinds = {outputs[value.name]: array_dtype(value) for value in names.interface.output_values}
+    takers = {there: dtype for there, dtype in kinds.items() if dtype is not None}
+    known = {there: answer[here] for here, there in names.outputs}
     places = {name: unlike(known[name].astype(dtype, order="C")) for name, dtype in takers.items()}
     before = {name: array.tobytes() for name, array in places.items()}
 
@@ -134,33 +139,43 @@ def _written(
         return {**known, **host.run_on(0, feeds, places)} if places else known
 
     try:
-        found = prepared.answer(run, reference.samples[0])
+        found = names.answer(run, reference.samples[0])
     except PaddockError as error:
         return None, error.problem
-    for here, there in outputs:
-        if there.name in places and before[there.name] and places[there.name].tobytes() == before[there.name]:
-            return None, f"the output {here.name!r} is not written"
-    report = compare(reference, [found], prepared.config, source)
+    for here, there in names.outputs:
+        if there in places and before[there] and places[there].tobytes() == before[there]:
+            return None, f"the output {here!r} is not written"
+    report = compare(reference, [found], config, source)
     return report, report.reason if report.outcome is Outcome.FAILED else ""
 
 
-def settled(prepared: Prepared, host: ServingHost) -> tuple[Setting, ...]:
+def check_room(ready: Ready, resolved: Resolved) -> None:
+    """Raises `MemoryRefused` where what is free now does not hold what is ready, or only planning anew can tell."""
+    plan, free = ready.plan.memory, available(resolved.device.memory, resolved.device.memory_kind)
+    memory.check_budget(plan, free)
+    memory.check_beside(plan, memory_available())
+    if memory.must_measure(plan, free) is not None:
+        raise MemoryRefused("whether it fits what is free now has to be measured")
+
+
+def settled(ready: Ready, host: ServingHost) -> tuple[Setting, ...]:
     """The settings with what took effect; in strict mode raises where that is not what was asked for."""
-    observed = building(f"{prepared.plan.adapter}: observing", host.observed).settings
-    if not prepared.plan.placement.on(prepared.plan.adapter) and prepared.plan.placement.nodes:
-        idle = [s for s in prepared.plan.settings if s.name.startswith("options.")]
-        if idle and prepared.config.strict:
+    plan = ready.plan
+    observed = building(f"{plan.adapter}: observing", host.observed).settings
+    if not plan.placement.on(plan.adapter) and plan.placement.nodes:
+        idle = [s for s in plan.settings if s.name.startswith("options.")]
+        if idle and ready.config.strict:
             raise StrictnessError(
-                f"{prepared.plan.adapter} runs none of the nodes, so that its options have no effect",
+                f"{plan.adapter} runs none of the nodes, so that its options have no effect",
                 where=f"$.{idle[0].name}",
                 remedy='leave the options out, or set "strict": false',
             )
-        return prepared.plan.settings  # what was observed is the fallbacks'
-    settings = tuple(replace(s, effective=observed.get(s.name)) for s in prepared.plan.settings)
+        return plan.settings  # what was observed is the fallbacks'
+    settings = tuple(replace(s, effective=observed.get(s.name)) for s in plan.settings)
     ignored = [s for s in settings if s.effective is not None and s.effective != s.requested]
-    if ignored and prepared.config.strict:
+    if ignored and ready.config.strict:
         raise StrictnessError(
-            f"{prepared.plan.adapter} did not do what was asked: "
+            f"{plan.adapter} did not do what was asked: "
             + "; ".join(f"{s.name} {s.requested!r} took effect as {s.effective!r}" for s in ignored),
             where=f"$.{ignored[0].name}",
             remedy='ask for what takes effect, or set "strict": false',

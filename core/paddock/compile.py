@@ -6,20 +6,24 @@ does this process load it. A crash or a hang of an SDK is thereby an error with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from paddock import artifacts
 from paddock.child import Child
 from paddock.errors import BuildFailed, PaddockError, Unsupported
 from paddock.host import ChildHost, ExecutionHost, building
 from paddock.machine import host_facts
-from paddock.model import Model
+from paddock.model import Model, check_unchanged
 from paddock.plan import Plan, Segment
 from paddock.registry import Resolved
 from paddock.spi import Artifact, Context, SegmentMemory, SegmentPlan
 from paddock.workshop import SECONDS, Part
+
+_ARTIFACTS = "artifacts"
 
 
 class Refused(BuildFailed):
@@ -42,50 +46,66 @@ def local_plan(part: Part, plan: Plan) -> SegmentPlan:
 
 
 def build(plan: Plan, parts: Sequence[Part]) -> list[Artifact]:
-    """The artifacts of parts that were tried out before (`tried`), made in this process."""
-    return [_built(part, local_plan(part, plan)) for part in parts]
-
-
-def _built(part: Part, segment: SegmentPlan) -> Artifact:
-    with blamed(part):
-        return _checked(
-            building(
-                f"{part.workshop.name}: compiling",
-                lambda: part.workshop.adapter().compile(part.target, segment, part.context),
-            )
-        )
+    """The artifacts of parts that were tried out before (`tried`): kept ones, or else made in this process."""
+    return [_kept(part, local_plan(part, plan), _compile) for part in parts]
 
 
 def compiled(plan: Plan, parts: Sequence[Part]) -> list[Artifact]:
-    """The artifacts of parts, each compiled in its adapter's child, and not loaded; raises as `tried` does."""
-    return [_compiled(part, plan) for part in parts]
+    """The artifacts of parts: kept ones, or else compiled in their adapters' children; raises as `tried` does."""
+    return [_kept(part, local_plan(part, plan), _compile_in_child) for part in parts]
 
 
-def _compiled(part: Part, plan: Plan) -> Artifact:
+def _kept(part: Part, segment: SegmentPlan, compile: Callable[[Part, SegmentPlan], Artifact]) -> Artifact:
+    """The part's artifact from the store, made by `compile` where there is none yet."""
+
+    def make(folder: Path) -> None:
+        target = part.target
+        model = os.path.commonpath([path.parent for path in target.files.values()])
+        bases = (part.context.work, Path(model))
+        artifacts.write(compile(part, segment), folder, target.origin.files, bases)
+        check_unchanged(target)
+
     with blamed(part):
-        workshop = part.workshop
-        return compile_in(workshop.child, workshop.resolved, part.target, local_plan(part, plan), part.context)
+        folder = part.workshop.registry.store.folder(_ARTIFACTS, artifacts.key(part, segment), make)
+        return artifacts.read(folder, part.target.origin.files)
+
+
+def _compile(part: Part, segment: SegmentPlan) -> Artifact:
+    def compile() -> object:
+        return part.workshop.adapter().compile(part.target, segment, part.context)
+
+    return artifacts.normal(building(f"{part.workshop.name}: compiling", compile))
+
+
+def _compile_in_child(part: Part, segment: SegmentPlan) -> Artifact:
+    workshop = part.workshop
+    return compile_in(workshop.child, workshop.resolved, part.target, segment, part.context)
 
 
 @contextmanager
-def tried(plan: Plan, parts: Sequence[Part]) -> Iterator[tuple[list[Artifact], list[ExecutionHost]]]:
+def tried(plan: Plan, parts: Sequence[Part], keep: bool = True) -> Iterator[tuple[list[Artifact], list[ExecutionHost]]]:
     """The artifacts of parts, each compiled and loaded in its adapter's child, and the sessions there while it lasts.
 
-    Raises `Refused` where an SDK refuses nodes, `BuildFailed` where it fails or crashes.
+    Without `keep` they are neither taken from the store nor kept there. Raises `Refused` where an SDK refuses nodes,
+    `BuildFailed` where it fails or crashes.
     """
-    artifacts: list[Artifact] = []
+    found: list[Artifact] = []
     hosts: list[ExecutionHost] = []
     with ExitStack() as stack:
         for part in parts:
             resolved, child, context = part.workshop.resolved, part.workshop.child, part.context
-            artifact = _compiled(part, plan)
+            if keep:
+                artifact = _kept(part, local_plan(part, plan), _compile_in_child)
+            else:
+                with blamed(part):
+                    artifact = _compile_in_child(part, local_plan(part, plan))
             with blamed(part):
                 adapter = resolved.registered.adapter
                 host = ChildHost(child, adapter, resolved.config, resolved.device, artifact, context, SECONDS)
                 stack.callback(_closed, host)
             hosts.append(host)
-            artifacts.append(artifact)
-        yield artifacts, hosts
+            found.append(artifact)
+        yield found, hosts
 
 
 def _closed(host: ExecutionHost) -> None:
@@ -138,16 +158,10 @@ def check_answer(answer: object, outputs: Sequence[str]) -> None:
 
 
 def compile_in(child: Child, resolved: Resolved, model: Model, segment: SegmentPlan, context: Context) -> Artifact:
-    """The adapter's `compile`, run in a child process."""
-    return _checked(child.call(_compile_here, resolved, model, segment, context.work, context.cache, seconds=SECONDS))
-
-
-def _checked(artifact: object) -> Artifact:
-    if not isinstance(artifact, Artifact):
-        raise BuildFailed(f"compile() returned a {type(artifact).__name__}, not an Artifact")
-    return artifact
+    """The adapter's `compile`, run in a child process; nothing is kept."""
+    return child.call(_compile_here, resolved, model, segment, context.work, context.cache, seconds=SECONDS)
 
 
 def _compile_here(resolved: Resolved, model: Model, segment: SegmentPlan, work: Path, cache: Path) -> Artifact:
     adapter = resolved.registered.adapter(resolved.config, resolved.device)
-    return adapter.compile(model, segment, Context(work, cache))
+    return artifacts.normal(adapter.compile(model, segment, Context(work, cache)))

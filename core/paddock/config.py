@@ -207,7 +207,7 @@ class Accuracy(_Part):
     min_agreement: Agreement | None = None
     samples: ConfigPath | None = None
     """An .npz with an array for each input, or a folder of them."""
-    verify: Literal["always", "cached", "golden", "off"] = "always"
+    verify: Literal["always", "cached", "golden", "off"] = "cached"
     golden: ConfigPath | None = None
     """Stored inputs and outputs (`paddock verify --write-golden`), for hosts without a reference."""
 

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-from paddock.arena import Arena
+from paddock import kept
 from paddock.checks import check_memory, measured, settled, verified, with_known_memory
 from paddock.child import Children
 from paddock.compile import Refused, build, compiled, is_tried, remember_tried
-from paddock.errors import (
-    AccuracyRefused,
-    BuildFailed,
-    ModelError,
-    NotAvailable,
-    PaddockError,
-    RunFailed,
-)
-from paddock.host import InProcessHost, ServingHost, building
-from paddock.pipeline import Pipeline
+from paddock.config import HardwareConfig
+from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
+from paddock.footprint import Measured, measured_alone
+from paddock.model import Files, check_unchanged
 from paddock.precision_search import found_before, search, searchable
 from paddock.prepare import ConfigSource, ModelSource, Prepared, Progress, prepare
-from paddock.reading import check_unchanged
+from paddock.ready import lowered_of, ready_of
 from paddock.registry import Registry
 from paddock.repair import repair, repairable, repaired_before
 from paddock.samples import Sample
 from paddock.sampling import Samples
-from paddock.serving import Deployment
-from paddock.spi import Artifact, Event, Session
-from paddock.staging import Staging
+from paddock.serving import Deployment, Origin
+from paddock.spi import Artifact, Event
 from paddock.trials import REPLANS, replanned, try_out
 from paddock.verify import judge
-from paddock.workshop import Part
 
 __all__ = ["Deployment", "carry_out", "deploy"]
 
@@ -67,11 +58,32 @@ def deploy(
         BuildFailed: the SDK could not compile, load or try out the model.
         AccuracyRefused: disagrees with the reference; its `report` has the numbers.
     """
+    config = HardwareConfig.load(config)
+    registry = registry if registry is not None else Registry.discover()
+    with config.named():
+        place = kept.place(model, config, registry) if samples is None else None
+
+        @contextmanager
+        def planned() -> Iterator[Prepared]:
+            with Children() as own:
+                prepared = prepare(model, config, registry=registry, children=own, progress=progress)
+                try:
+                    yield prepared
+                finally:
+                    prepared.discard()
+
+        if place is not None:
+            known = kept.take_up(place, config, registry, progress or (lambda message: None), planned)
+            if known is not None:
+                return known
     with ExitStack() as stack:
         if children is None:
             children = stack.enter_context(Children())
         prepared = prepare(model, config, registry=registry, children=children, progress=progress, samples=samples)
-        return carry_out(prepared)
+        made = carry_out(prepared)
+        if place is not None:
+            kept.keep(place, made)
+        return made
 
 
 def carry_out(prepared: Prepared) -> Deployment:
@@ -83,10 +95,10 @@ def carry_out(prepared: Prepared) -> Deployment:
         try:
             samples = prepared.samples()
             prepared = found_before(prepared, samples) or prepared
-            kept = repaired_before(prepared, samples)
-            if kept is not None:
+            repaired = repaired_before(prepared, samples)
+            if repaired is not None:
                 try:
-                    return _without_refused(kept, samples)
+                    return _without_refused(repaired, samples)
                 except (AccuracyRefused, BuildFailed, RunFailed):
                     prepared.tell("what repaired it before does not any more")
             try:
@@ -136,10 +148,11 @@ def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
         artifacts = _artifacts(prepared, asked)
     else:
         prepared, artifacts = _measured_first(prepared, asked, doubt)
-    host, arena = _load(prepared, artifacts)
+    ready = ready_of(prepared, artifacts)
+    host, arena = ready.load(prepared.tell)
     try:
-        settings = settled(prepared, host)
-        plan = replace(prepared.plan, settings=settings)
+        check_unchanged(prepared.origin)
+        ready = replace(ready, plan=replace(ready.plan, settings=settled(ready, host)))
         prepared.tell("verifying")
         report = verified(prepared, host, samples)
         judge(report, prepared.config, adapter)
@@ -150,7 +163,27 @@ def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
             error.add_note(f"and closing the sessions failed: {closing}")
         raise
     prepared.registry.observe(Event("artifact", prepared.name, {"adapter": adapter, "outcome": report.outcome.value}))
-    return Deployment(prepared, plan, report, artifacts, host, arena)
+    return Deployment(ready, report, (host, arena), prepared.registry, _Planned(prepared))
+
+
+@dataclass(frozen=True)
+class _Planned(Origin):
+    """The plan that a deployment was made by."""
+
+    prepared: Prepared
+
+    @property
+    def name(self) -> str:
+        return self.prepared.name
+
+    def measure(self, artifacts: Sequence[Artifact]) -> Measured:
+        return measured_alone(self.prepared, artifacts)
+
+    def lowered(self) -> tuple[Files, Files]:
+        return lowered_of(self.prepared)
+
+    def discard(self) -> None:
+        self.prepared.discard()
 
 
 def _measured_first(prepared: Prepared, samples: Sequence[Sample], budget: int) -> tuple[Prepared, list[Artifact]]:
@@ -176,49 +209,6 @@ def _artifacts(prepared: Prepared, samples: Sequence[Sample]) -> list[Artifact]:
     artifacts = try_out(prepared, samples)
     remember_tried(plan, parts[0])
     return artifacts
-
-
-def _load(prepared: Prepared, artifacts: Sequence[Artifact]) -> tuple[ServingHost, Arena]:
-    """The sessions in this process, and Paddock's own memory."""
-    plan, parts, instances = prepared.plan, prepared.parts, prepared.config.instances
-    # What a limit is judged by are sessions with one call inside each.
-    inside = None if prepared.config.memory.limit is None else 1
-    arena = Arena(prepared.budgeter.arena, prepared.interface)
-    hosts: list[InProcessHost] = []
-    try:
-        for part, artifact in zip(parts, artifacts, strict=True):
-            threading_kind = part.workshop.resolved.registered.adapter.concurrency.threading
-            load = _loader(part, artifact)
-            hosts.append(InProcessHost(load, threading_kind, instances, part.name, inside=inside))
-        host: ServingHost = hosts[0]
-        if len(parts) > 1:
-            host = Pipeline(prepared.budgeter.flow, hosts, instances, plan.adapter, arena)
-    except BaseException:
-        for loaded in hosts:
-            with contextlib.suppress(PaddockError):
-                loaded.close()
-        raise
-    inputs = zip(prepared.interface.inputs, prepared.target.graph.input_values, strict=True)
-    host.staging = Staging(arena, {there.name: v for v, there in inputs})
-    try:
-        check_unchanged(prepared.origin)
-    except ModelError:
-        host.close()
-        raise
-    return host, arena
-
-
-def _loader(part: Part, artifact: Artifact) -> Callable[[], Session]:
-    def load() -> Session:
-        workshop = part.workshop
-        adapter = workshop.adapter()
-        verdict = building(f"{workshop.name}: checking the artifact", lambda: adapter.compatible(artifact))
-        if not verdict.usable:
-            raise NotAvailable(f"{workshop.name}: its artifact does not fit this host: {verdict.reason}")
-        session: Session = building(f"{part.name}: loading", lambda: adapter.load(artifact, part.context))
-        return session
-
-    return load
 
 
 def _refuse(prepared: Prepared, error: BaseException) -> None:

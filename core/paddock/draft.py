@@ -11,9 +11,25 @@ from paddock.placing import Placed
 from paddock.plan import Plan, PrecisionPlan, Setting
 from paddock.planning.precision import in_fp32
 from paddock.planning.shapes import describe_shape
-from paddock.registry import Resolved
+from paddock.registry import Registry, Resolved
+from paddock.spi import Event
 from paddock.verify import describe_budget
 from paddock.workshop import Part
+
+
+def announce(registry: Registry, name: str, plan: Plan) -> None:
+    """Tells observers of a deployment's plan, and of the fallbacks that it takes."""
+    registry.observe(Event("plan", name, {"adapter": plan.adapter, "key": plan.key}))
+    for adapter in plan.placement.adapters:
+        if adapter not in (plan.adapter, in_fp32(plan.adapter)):
+            registry.observe(Event("fallback", name, {"adapter": adapter, "nodes": plan.placement.on(adapter)}))
+
+
+def announce_candidates(registry: Registry, name: str, resolved: Resolved) -> None:
+    """Tells observers which adapters were passed over for the one that serves a deployment."""
+    for passed, reason in resolved.skipped:
+        facts = {"skipped": passed, "reason": reason, "taken": resolved.name}
+        registry.observe(Event("candidate", name, facts))
 
 
 def draft(

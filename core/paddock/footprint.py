@@ -26,19 +26,21 @@ import numpy as np
 import psutil
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
+from paddock.built import Built
+from paddock.cache import Store
 from paddock.child import Child
-from paddock.errors import ChildFailed, MemoryRefused, NotAvailable, PaddockError
-from paddock.flow import Flow, resolved
-from paddock.host import InProcessHost, ServingHost, building
+from paddock.errors import ChildFailed, MemoryRefused, PaddockError
+from paddock.flow import resolved
+from paddock.host import ServingHost, building
 from paddock.machine import host_facts
-from paddock.pipeline import Pipeline
+from paddock.plan import Plan
 from paddock.planning.corners import drawn
 from paddock.planning.memory import readable
 from paddock.prepare import Prepared
-from paddock.registry import Resolved
+from paddock.ready import built_of
 from paddock.resident import PERIOD, peak, resident, settled
 from paddock.samples import Sample, largest_extents, typical
-from paddock.spi import Artifact, Context, Session
+from paddock.spi import Artifact
 from paddock.workshop import SECONDS
 
 ALONE = 2
@@ -91,20 +93,14 @@ def measure(
         MemoryRefused: It took more than `limit`.
         BuildFailed, RunFailed: A session could not be loaded or run; `ChildFailed` where it crashed or took too long.
     """
-    given = prepared.to_target(feeds)
+    given = {there: feeds[here] for here, there in prepared.translation.inputs}
     with ExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=prepared.job.work, prefix="footprint-")))
         _write(path / "feeds", given)
-        segments = tuple(
-            _Segment(p.name, p.workshop.resolved, artifact, p.context.work, p.context.cache)
-            for p, artifact in zip(prepared.parts, artifacts, strict=True)
-        )
-        flow = Flow.of(prepared.parts, prepared.origin.graph) if len(segments) > 1 else None
         other = drawn(prepared.interface, VARIED, together=prepared.budgeter.batch)
         shapes = tuple(_shapes(prepared, extents) for extents in other)
-        instances = prepared.config.instances
-        staged = prepared.budgeter.arena.stretch * instances
-        work = _Work(prepared.plan.adapter, segments, flow, instances, path / "feeds", shapes, staged)
+        staged = prepared.budgeter.arena.stretch * prepared.config.instances
+        work = _Work(built_of(prepared, artifacts), path / "feeds", shapes, staged)
         child = stack.enter_context(Child(f"measuring {prepared.plan.adapter}"))
         pid, baseline = child.call(_settle_here, work, seconds=seconds)
         watch = _Watch(pid, None if limit is None else baseline + limit)
@@ -134,9 +130,16 @@ def largest(prepared: Prepared) -> Sample:
     return {n: a.astype(dtypes[n]) if shapes[n] is not None and a.dtype != dtypes[n] else a for n, a in found.items()}
 
 
-def kept(prepared: Prepared) -> Measured | None:
-    """What was measured of this plan on this host before; None where nothing was, or what is kept is no such thing."""
-    data = prepared.registry.store.get(_KEPT, _key(prepared))
+def measured_alone(prepared: Prepared, artifacts: Sequence[Artifact]) -> Measured:
+    """What a deployment takes at its largest shapes, measured without a limit, and kept; raises as `measure` does."""
+    found = measure(prepared, artifacts, largest(prepared))
+    keep(prepared, found)
+    return found
+
+
+def known(store: Store, plan: Plan) -> Measured | None:
+    """What was measured of a plan on this host before; None where nothing was, or what is kept is no such thing."""
+    data = store.get(_KEPT, _key(plan))
     try:
         return None if data is None else _measured().validate_json(json.dumps(data))
     except ValidationError:
@@ -145,12 +148,12 @@ def kept(prepared: Prepared) -> Measured | None:
 
 def keep(prepared: Prepared, found: Measured) -> None:
     """Keeps what was measured for whoever plans the same again."""
-    prepared.registry.store.put(_KEPT, _key(prepared), asdict(found))
+    prepared.registry.store.put(_KEPT, _key(prepared.plan), asdict(found))
 
 
-def _key(prepared: Prepared) -> list[Any]:
+def _key(plan: Plan) -> list[Any]:
     """The plan, less how its answers are judged, which changes nothing of what it takes."""
-    semantics = prepared.plan.semantics()
+    semantics = plan.semantics()
     return [_HOW, {k: v for k, v in semantics.items() if k not in ("verify", "budget")}, host_facts()]
 
 
@@ -205,52 +208,17 @@ class _Watch:
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """What the child needs of a part: how messages name it, its adapter, what to load, and the folders for that."""
-
-    name: str
-    resolved: Resolved
-    artifact: Artifact
-    work: Path
-    cache: Path
-
-    def load(self) -> Session:
-        """A session; called on the thread that it belongs to."""
-        kind, artifact = self.resolved, self.artifact
-        adapter = kind.registered.adapter(kind.config, kind.device)
-        verdict = adapter.compatible(artifact)
-        if not verdict.usable:
-            raise NotAvailable(f"{self.name}: its artifact does not fit this host: {verdict.reason}")
-        context = Context(self.work, self.cache)
-        session: Session = building(f"{self.name}: loading", lambda: adapter.load(artifact, context))
-        return session
-
-
-@dataclass(frozen=True)
 class _Work:
-    """A whole deployment for the child; `flow` where it has several segments.
+    """What the child measures.
 
     `feeds` is a file with the largest request, `shapes` are those of the inputs of further ones, by name; `staged`
     bytes are taken for staging copies.
     """
 
-    name: str
-    segments: tuple[_Segment, ...]
-    flow: Flow | None
-    instances: int
+    built: Built
     feeds: Path
     shapes: tuple[Mapping[str, tuple[int, ...]], ...]
     staged: int
-
-    def host(self) -> ServingHost:
-        """All its sessions, as a deployment has them."""
-        hosts = []
-        for segment in self.segments:
-            threading_kind = segment.resolved.registered.adapter.concurrency.threading
-            hosts.append(InProcessHost(segment.load, threading_kind, self.instances, segment.name))
-        if self.flow is None:
-            return hosts[0]
-        return Pipeline(self.flow, hosts, self.instances, self.name)
 
 
 _WORK: list[_Work] = []
@@ -260,7 +228,7 @@ _WORK: list[_Work] = []
 def _settle_here(work: _Work) -> tuple[int, int]:
     """(process id, resident bytes) once the runtimes are imported and their waste is given back."""
     _WORK[:] = [work]
-    for adapter in {segment.resolved.registered.adapter for segment in work.segments}:
+    for adapter in {segment.resolved.registered.adapter for segment in work.built.segments}:
         building(f"{adapter.name()}: importing its runtime", adapter.probe_device)
     return os.getpid(), settled()
 
@@ -272,8 +240,8 @@ def _measure_here() -> Measured:
     baseline = settled()
     with peak() as mark:
         staged = np.ones(work.staged, np.uint8)  # every page of it is written
-        host = work.host()
-        requests = [_read(work.feeds) for _ in range(work.instances)]
+        host = work.built.load()
+        requests = [_read(work.feeds) for _ in range(work.built.instances)]
         for instance, feeds in enumerate(requests):
             for _ in range(ALONE):
                 host.run_on(instance, feeds)  # its answer is dropped before the next run
@@ -289,7 +257,7 @@ def _measure_here() -> Measured:
         baseline=baseline,
         peak=max(0, highest - baseline),
         steady=steady - baseline,
-        instances=work.instances,
+        instances=work.built.instances,
         seconds=round(time.perf_counter() - begun, 3),
         exact=exact,
     )

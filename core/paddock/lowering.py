@@ -21,13 +21,13 @@ from paddock.cache import Store
 from paddock.child import Children
 from paddock.errors import BuildFailed, NotAvailable, PaddockError
 from paddock.host import building
-from paddock.model import Files, Model, origins
+from paddock.model import Files, Model, check_unchanged, origins
 from paddock.plan import Means, NodePrecision, Precision, PrecisionPlan
 from paddock.planning.casts import WIDE, CastRequest
 from paddock.planning.classes import OperatorClasses, Role
 from paddock.planning.precision import NARROW, Keep, is_quantised, portable
 from paddock.quantizing import quantised
-from paddock.reading import carried_bounds, check_unchanged, owner_of, read_files
+from paddock.reading import carried_bounds, owner_of, read_files
 from paddock.references import reference_outputs
 from paddock.registry import Registry, Resolved
 from paddock.samples import Sample, digest_samples

@@ -56,6 +56,14 @@ def memory_available() -> int:
     return available
 
 
+def available(memory: int | None, kind: str) -> int | None:
+    """Bytes that can be taken: of a device's own `memory` or, where it works in the host's, of that."""
+    if kind != "host":
+        return memory
+    free = memory_available()
+    return min(memory or free, free)
+
+
 @cache
 def cpu() -> tuple[str, tuple[str, ...]]:
     """The CPU's model name and those of its flags that decide which kernels a runtime takes."""

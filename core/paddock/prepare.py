@@ -12,18 +12,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from paddock.asked import check_contract, check_fallback, excluded
 from paddock.budget import Budgeter
+from paddock.built import interface
 from paddock.cache import Store
 from paddock.child import Children
-from paddock.compile import check_answer
 from paddock.config import HardwareConfig
-from paddock.draft import draft
-from paddock.errors import BuildFailed, NotAvailable, PaddockError
+from paddock.draft import announce, announce_candidates, draft
+from paddock.errors import NotAvailable, PaddockError
 from paddock.graph import Graph
-from paddock.host import Outputs, building
+from paddock.host import building
 from paddock.lowering import Lowering, checked_means
 from paddock.model import Model
 from paddock.placing import Denials, Link, Placed, place_model
@@ -42,9 +40,10 @@ from paddock.sampling import (
     given_samples,
     judging_samples,
 )
-from paddock.spi import Arrays, Context, Event
+from paddock.spi import Context
+from paddock.translation import Translation
 from paddock.verify import Outcome, compare
-from paddock.workshop import Part, Workshop
+from paddock.workshop import Part, Workshop, adapter_cache
 
 ModelSource = str | os.PathLike[str] | Model
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | HardwareConfig
@@ -69,7 +68,7 @@ def prepare(
     with config.named():
         tell("reading the model")
         whole = open_model(model, registry, children)
-        name, work = next(_NAMES), Path(tempfile.mkdtemp(prefix="paddock-"))
+        name, work = deployment_name(), Path(tempfile.mkdtemp(prefix="paddock-"))
 
         def planned(config: HardwareConfig, notes: Sequence[str] = ()) -> Prepared:
             origin = whole.with_graph(apply_shapes(whole.graph, config))
@@ -94,11 +93,13 @@ def prepare(
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
-        resolved = prepared.job.resolved
-        for passed, reason in resolved.skipped:
-            facts = {"skipped": passed, "reason": reason, "taken": resolved.name}
-            registry.observe(Event("candidate", prepared.name, facts))
+        announce_candidates(registry, prepared.name, prepared.job.resolved)
         return prepared
+
+
+def deployment_name() -> str:
+    """A new deployment's name in events."""
+    return next(_NAMES)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class _Job:
         memory = budgeter.plan() if trial is None else budgeter.rough()
         plan = draft(self.config, self.origin, self.resolved, placed, placed.parts, precision, memory, reference, told)
         if trial is None and self.config.batch_size != "max":
-            self._announce(plan)
+            announce(self.registry, self.name, plan)
         return Prepared(self, plan, placed.parts, denied, keep, budgeter, tuple(notes), trial)
 
     def _in_two_precisions(self, links: list[Link], denied: Denials, keep: Keep) -> tuple[list[Link], Denials]:
@@ -223,16 +224,9 @@ class _Job:
     def _calibrated_on(self) -> str:
         return digest_samples(self.calibration) if self.calibration else ""
 
-    def _announce(self, plan: Plan) -> None:
-        self.registry.observe(Event("plan", self.name, {"adapter": plan.adapter, "key": plan.key}))
-        for name in plan.placement.adapters:
-            if name not in (plan.adapter, in_fp32(plan.adapter)):
-                nodes = plan.placement.on(name)
-                self.registry.observe(Event("fallback", self.name, {"adapter": name, "nodes": nodes}))
-
     def _workshop(self, resolved: Resolved) -> Workshop:
         check_contract(resolved, self.origin)
-        cache = self.registry.store.private("adapters", [resolved.name, dict(resolved.versions)])
+        cache = adapter_cache(self.registry, resolved)
         work = self.work / resolved.name.replace("/", "-")
         work.mkdir(exist_ok=True)
         workshop = Workshop(self.registry, self.children, resolved, Context(work, cache, self.tell))
@@ -307,12 +301,7 @@ class Prepared:
     @property
     def interface(self) -> Graph:
         """What requests are checked by: the origin's graph, its float32 inputs and outputs in the config's io_dtype."""
-        graph = self.origin.graph
-        if self.config.io_dtype is None:
-            return graph
-        border = {v for v in (*graph.inputs, *graph.outputs) if graph.values[v].dtype == "float32"}
-        values = tuple(replace(v, dtype="float16") if i in border else v for i, v in enumerate(graph.values))
-        return replace(graph, values=values)
+        return interface(self.origin.graph, self.config)
 
     def tell(self, message: str) -> None:
         """Says in a few words what is being done."""
@@ -372,25 +361,19 @@ class Prepared:
             return ""
         return f"the references disagree with each other: of {first.adapter}, by {second.adapter}, {report.reason}"
 
-    def to_target(self, feeds: Arrays) -> Arrays:
-        """Feeds under the names that the sessions know; conversions keep the order, not always the names."""
-        names = zip(self.interface.input_values, self.target.graph.input_values, strict=True)
-        if self.config.io_dtype is None:
-            return {there.name: feeds[here.name] for here, there in names}
-        return {there.name: feeds[here.name].astype(here.dtype or "") for here, there in names}
-
-    def answer(self, run: Callable[[Arrays], Outputs], sample: Sample) -> Outputs:
-        """One run, checked for its form, under the user's own output names."""
-        found = run(self.to_target(sample))
-        values = list(zip(self.origin.graph.output_values, self.target.graph.output_values, strict=True))
-        check_answer(found, [there.name for _, there in values])
-        for here, there in values:
-            if here.kind == "tensor" and not isinstance(found[there.name], np.ndarray):
-                kind = type(found[there.name]).__name__
-                raise BuildFailed(f"{self.plan.adapter}: run() returned a {kind} for {here.name!r}, not an array")
-        if self.config.io_dtype is None:
-            return {here.name: found[there.name] for here, there in values}
-        return {here.name: found[there.name].astype(here.dtype or "") for here, there in values}
+    @property
+    def translation(self) -> Translation:
+        """Between the user's names and those of the sessions."""
+        here, there = self.origin.graph, self.target.graph
+        inputs = zip(here.input_values, there.input_values, strict=True)
+        outputs = zip(here.output_values, there.output_values, strict=True)
+        return Translation(
+            self.plan.adapter,
+            here,
+            self.interface,
+            tuple((own.name, other.name) for own, other in inputs),
+            tuple((own.name, other.name) for own, other in outputs),
+        )
 
 
 def _references(registry: Registry, model: Model, verify: str) -> list[Registered]:

@@ -15,11 +15,11 @@ from paddock.errors import BuildFailed, ModelError
 from paddock.graph import Graph
 from paddock.host import building
 from paddock.machine import host_facts
-from paddock.model import Model
+from paddock.model import Model, check_unchanged
 from paddock.npz import read_npz, write_npz
 from paddock.plan import NodePrecision
 from paddock.planning.casts import WIDE
-from paddock.reading import carried_bounds, check_unchanged, read_files
+from paddock.reading import carried_bounds, read_files
 from paddock.registry import Registry, Resolved
 from paddock.samples import Sample, digest_samples
 from paddock.spi import Quantizer

@@ -29,7 +29,7 @@ from paddock.errors import (
 )
 from paddock.graph import Graph, Range, Value
 from paddock.host import first_line
-from paddock.model import Files, Model, fingerprint
+from paddock.model import Files, Model, check_unchanged, fingerprint
 from paddock.plan import Segment
 from paddock.registry import Registry
 from paddock.spi import Adapter, Format
@@ -48,12 +48,17 @@ _SEGMENT = "segment.json"
 
 def open_model(path: str | os.PathLike[str] | Model, registry: Registry, children: Children) -> Model:
     """The model at `path` (a file, a stem or a folder) in whichever format knows it; raises `ModelError`."""
+    return read_files(*locate(path, registry), registry, children)
+
+
+def locate(path: str | os.PathLike[str] | Model, registry: Registry) -> tuple[Format, Files]:
+    """The format that knows the model at `path`, and all its files; raises `ModelError`."""
     if isinstance(path, Model):
         # Read again: the files may have changed since, and its graph carries another config's bounds.
         origin = path.origin
         if origin.format not in registry.formats:
             raise ModelError(f"no plugin that is loaded reads {origin.format} models")
-        return read_files(registry.formats[origin.format], origin.files, registry, children)
+        return _complete(registry.formats[origin.format], origin.files)
     try:
         place = Path(os.fspath(path))
         place.exists()
@@ -71,7 +76,11 @@ def open_model(path: str | os.PathLike[str] | Model, registry: Registry, childre
             "holds models of several formats", where=str(place), candidates=sorted(located), remedy="name one file"
         )
     name, files = next(iter(located.items()))
-    return read_files(registry.formats[name], files, registry, children)
+    return _complete(registry.formats[name], files)
+
+
+def _complete(format: Format, files: Files) -> tuple[Format, Files]:
+    return format, dict(_asked(format, next(iter(files.values())), lambda: format.complete(files)))
 
 
 def adapted(
@@ -154,13 +163,6 @@ def shapes_at(
     return shapes
 
 
-def check_unchanged(model: Model) -> None:
-    """Raises `ModelError` where the files are no longer those that were read: what was made of them has no key."""
-    if fingerprint(model.format, model.files) != model.fingerprint:
-        where = str(next(iter(model.files.values())))
-        raise ModelError("changed while it was being deployed", where=where, remedy="deploy it again")
-
-
 def _check_extract(part: Graph, whole: Graph, segment: Segment, nodes: Sequence[int], folder: Path) -> None:
     """Raises `ModelError` where what was cut out is not what was asked for."""
     wanted = [whole.nodes[node].type for node in nodes]
@@ -180,8 +182,8 @@ def _takes(registry: Registry, name: str, formats: Sequence[str]) -> bool:
 
 def read_files(format: Format, files: Files, registry: Registry, children: Children) -> Model:
     """The model that these files hold, read in a child; kept by its content."""
-    complete = _asked(format, next(iter(files.values())), lambda: format.complete(files))
-    mark = fingerprint(format.name, complete)
+    _, complete = _complete(format, files)
+    mark = fingerprint(format.name, complete, registry.store)
     owner = owner_of(format, registry)
 
     def read() -> Any:

@@ -6,24 +6,39 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from paddock import footprint
 from paddock.arena import Arena
 from paddock.errors import OtherShape, UsageError, did_you_mean
 from paddock.footprint import Measured
 from paddock.host import Outputs, ServingHost
 from paddock.into import Answers, Receivers
-from paddock.model import Files, Model
-from paddock.plan import Means, Plan
+from paddock.model import Files
 from paddock.planning.shapes import describe_shape
-from paddock.prepare import Prepared
+from paddock.ready import Ready
 from paddock.registry import Registry
 from paddock.samples import Border
 from paddock.spi import Artifact, Event, other_shape
 from paddock.verify import Report
+
+
+class Origin(Protocol):
+    """Where a deployment comes from: what only its maker can do for it."""
+
+    @property
+    def name(self) -> str:
+        """The deployment's name in events."""
+
+    def measure(self, artifacts: Sequence[Artifact]) -> Measured:
+        """What its sessions take; see `Deployment.measure_memory`."""
+
+    def lowered(self) -> tuple[Files, Files]:
+        """See `Deployment.lowered`."""
+
+    def discard(self) -> None:
+        """Removes what it was made in; twice is fine."""
 
 
 class Deployment:
@@ -34,43 +49,42 @@ class Deployment:
 
     def __init__(
         self,
-        prepared: Prepared,
-        plan: Plan,
+        ready: Ready,
         report: Report,
-        artifacts: Sequence[Artifact],
-        host: ServingHost,
-        arena: Arena,
+        loaded: tuple[ServingHost, Arena],
+        registry: Registry,
+        origin: Origin,
     ) -> None:
-        self.name = prepared.name
-        self.config = prepared.config
-        self.plan = plan
+        self.name = origin.name
+        self.ready = ready
+        """What its sessions were loaded from."""
+        self.config = ready.config
+        self.plan = ready.plan
         """The frozen plan, with what took effect."""
         self.report = report
         """The verification's report."""
-        self.artifacts = tuple(artifacts)
+        self.artifacts = tuple(segment.artifact for segment in ready.built.segments)
         """One for each segment of the placement."""
-        self._prepared = prepared
-        self._host = host
+        self.model = ready.origin
+        """The model as the user gave it, with the config's shapes as bounds."""
+        self.interface = ready.interface
+        """What requests are checked by: the model's graph, float inputs and outputs in the config's `io_dtype`."""
+        self._origin = origin
+        self._host, self._arena = loaded
         self._closed = False
         # Also when a deployment is dropped, or the interpreter ends, without `close`.
-        weakref.finalize(self, prepared.discard)
-        self._registry = prepared.registry
-        self._arena = arena
-        self.interface = prepared.interface
-        """What requests are checked by: the model's graph, float inputs and outputs in the config's `io_dtype`."""
+        weakref.finalize(self, origin.discard)
+        self._registry = registry
         self._border = Border(self.interface)
         self._receivers = Receivers(self.interface)
-        inputs = zip(prepared.origin.graph.input_values, prepared.target.graph.input_values, strict=True)
-        outputs = zip(prepared.origin.graph.output_values, prepared.target.graph.output_values, strict=True)
-        self._inputs = {here.name: there.name for here, there in inputs}
-        self._outputs = {here.name: there.name for here, there in outputs}
-        self._answers = Answers(self.interface, self._outputs, plan.adapter)
-        self._renames = any(here != there for here, there in (*self._inputs.items(), *self._outputs.items()))
+        self._inputs, self._outputs = dict(ready.inputs), dict(ready.outputs)
+        self._answers = Answers(self.interface, self._outputs, self.plan.adapter)
+        self._renames = any(here != there for here, there in (*ready.inputs, *ready.outputs))
 
     @property
-    def model(self) -> Model:
-        """The model as the user gave it, with the config's shapes as bounds."""
-        return self._prepared.origin
+    def registry(self) -> Registry:
+        """The plugins it was chosen from."""
+        return self._registry
 
     @property
     def lowered(self) -> tuple[Files, Files]:
@@ -78,14 +92,7 @@ class Deployment:
 
         The same twice where the model is run as it is.
         """
-        target = self._prepared.parts[0].target
-        made = self.plan.precision.means in (Means.CAST, Means.QUANTIZE) and target.source is not None
-        return (target.source if made and target.source else target).files, target.files
-
-    @property
-    def registry(self) -> Registry:
-        """The plugins it was chosen from."""
-        return self._registry
+        return self._origin.lowered()
 
     @property
     def owned_bytes(self) -> int:
@@ -108,9 +115,7 @@ class Deployment:
 
         Raises `ChildFailed` where that process crashes or takes too long.
         """
-        found = footprint.measure(self._prepared, self.artifacts, footprint.largest(self._prepared))
-        footprint.keep(self._prepared, found)
-        return found
+        return self._origin.measure(self.artifacts)
 
     def run(
         self,
@@ -189,7 +194,7 @@ class Deployment:
         try:
             self._host.close()
         finally:
-            self._prepared.discard()
+            self._origin.discard()
             if not self._closed:
                 self._closed = True
                 self._registry.observe(Event("closed", self.name))

@@ -38,7 +38,7 @@ def judged_in_children(prepared: Prepared, reference: Reference, source: str, wh
     """
     for _ in range(REPLANS):
         try:
-            with tried(prepared.plan, prepared.parts) as (_, hosts):
+            with tried(prepared.plan, prepared.parts, keep=prepared.trial is None) as (_, hosts):
                 asked = reference.samples[: reference.judged]
                 answers = []
                 for sample in asked:
@@ -65,9 +65,9 @@ def try_out(prepared: Prepared, samples: Sequence[Sample]) -> list[Artifact]:
 def _answer(prepared: Prepared, hosts: Sequence[ExecutionHost], sample: Sample) -> Outputs:
     if len(prepared.parts) == 1:
         with blamed(prepared.parts[0]):
-            return prepared.answer(hosts[0].run, sample)
+            return prepared.translation.answer(hosts[0].run, sample)
     flow = Flow.of(prepared.parts, prepared.origin.graph)
-    return prepared.answer(lambda feeds: run_through(flow, hosts, feeds), sample)
+    return prepared.translation.answer(lambda feeds: run_through(flow, hosts, feeds), sample)
 
 
 def replanned(prepared: Prepared, refused: Refused) -> Prepared:

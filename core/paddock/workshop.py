@@ -46,6 +46,11 @@ class Workshop:
         return self.resolved.registered.adapter(self.resolved.config, self.resolved.device)
 
 
+def adapter_cache(registry: Registry, resolved: Resolved) -> Path:
+    """The folder for what an adapter's backend itself keeps, by the versions of both."""
+    return registry.store.private("adapters", [resolved.name, dict(resolved.versions)])
+
+
 @dataclass(frozen=True)
 class Part:
     """One segment of a deployment with the adapter that runs it.

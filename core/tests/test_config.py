@@ -59,7 +59,7 @@ def test_the_defaults() -> None:
     assert (config.candidates, config.fallback, config.strict, config.threads) == ((), (), True, None)
     assert (config.operators.exclude, config.operators.keep_fp32, dict(config.options)) == ((), None, {})
     accuracy = config.accuracy
-    assert (accuracy.verify, accuracy.max_error, accuracy.min_agreement) == ("always", None, None)
+    assert (accuracy.verify, accuracy.max_error, accuracy.min_agreement) == ("cached", None, None)
     assert (accuracy.samples, accuracy.golden) == (None, None)
 
 

@@ -20,7 +20,7 @@ from paddock.cache import Store
 from paddock.child import Children
 from paddock.compile import build
 from paddock.errors import ChildFailed, MemoryRefused
-from paddock.footprint import Measured, keep, kept, largest, measure
+from paddock.footprint import Measured, keep, known, largest, measure
 from paddock.prepare import Prepared, prepare
 from paddock.registry import Registry
 
@@ -127,16 +127,19 @@ def test_a_crash_is_no_matter_of_memory(plan: Any) -> None:
 
 
 def test_what_was_measured_is_kept_for_the_same_plan(plan: Any, registry: Registry) -> None:
+    def of(prepared: Any) -> Measured | None:
+        return known(registry.store, prepared.plan)
+
     found = Measured(1000, 2000, -5, 2, 0.25)
     prepared = plan({"held": 3})
-    assert kept(prepared) is None
+    assert of(prepared) is None
     keep(prepared, found)
-    assert kept(plan({"held": 3})) == found
-    assert kept(plan({"held": 3}, accuracy={"max_error": 0.5})) == found  # how it is judged takes no memory
+    assert of(plan({"held": 3})) == found
+    assert of(plan({"held": 3}, accuracy={"max_error": 0.5})) == found  # how it is judged takes no memory
     for other in (plan({"held": 4}), plan({"held": 3}, instances=2), plan({"held": 3}, shapes={"n": 2})):
-        assert kept(other) is None
+        assert of(other) is None
     keep(prepared, replace(found, peak=7))
-    again = kept(prepared)
+    again = known(prepared.registry.store, prepared.plan)
     assert again is not None
     assert again.peak == 7
 
@@ -148,10 +151,10 @@ def test_foreign_data_is_measured_anew(plan: Any, data: Any) -> None:
     prepared = plan({"held": 5})
     whole = {"baseline": 1, "peak": 1, "steady": 1, "instances": 1, "seconds": 0.5, "exact": True}
     foreign = {**whole, **data} if isinstance(data, dict) and data else data
-    prepared.registry.store.put("footprints", footprint._key(prepared), foreign)
-    assert kept(prepared) is None
-    prepared.registry.store.put("footprints", footprint._key(prepared), whole)
-    assert kept(prepared) == Measured(1, 1, 1, 1, 0.5)
+    prepared.registry.store.put("footprints", footprint._key(prepared.plan), foreign)
+    assert known(prepared.registry.store, prepared.plan) is None
+    prepared.registry.store.put("footprints", footprint._key(prepared.plan), whole)
+    assert known(prepared.registry.store, prepared.plan) == Measured(1, 1, 1, 1, 0.5)
 
 
 def test_a_request_arrives_as_it_was(tmp_path: Path) -> None:

@@ -223,7 +223,8 @@ def test_a_fallback_that_computes_in_fp32_only(serve: Deploy, line: Path) -> Non
     assert found.precision.precision is Precision.FP16
     assert "cpu/onnxruntime computes its nodes in fp32: it does not compute in fp16" in found.notes
     assert not any("cpu/odd computes" in note for note in found.notes)
-    computed = [part.precision.precision for part in deployment._prepared.parts]
+    origin: Any = deployment._origin
+    computed = [part.precision.precision for part in origin.prepared.parts]
     assert computed == [Precision.FP16, Precision.FP32, Precision.FP16]
     right(deployment)
 

@@ -211,8 +211,7 @@ def test_the_second_deployment_does_not_search(serve: Deploy, line: Path, tmp_pa
     second = serve(line, fallback=ORT, options=options, repair=True)
     right(second)
     assert odd.WATCH.of("repair") == [] and repaired(second) == repaired(first)
-    # The two segments of odd, made in this process; before, one for each run at the least.
-    assert compiled(tmp_path / "log") - searched == 2 and searched >= facts["runs"]
+    assert compiled(tmp_path / "log") == searched >= facts["runs"], "what was made then is kept"
     assert second.plan.key == first.plan.key and second.plan.placement == first.plan.placement
 
 

@@ -471,7 +471,7 @@ def test_cached_asks_the_reference_once(deploy: Deploy, relu: Path, monkeypatch:
     with pytest.raises(AssertionError, match="the reference was asked"):
         cached(min_agreement={"cosine": 0.9, "axis": 0})  # another rule is another check
     with pytest.raises(AssertionError, match="the reference was asked"):
-        deploy(relu, accuracy={"min_agreement": {"cosine": 0.9}})  # verify: always
+        deploy(relu, accuracy={"min_agreement": {"cosine": 0.9}, "verify": "always"})
 
 
 def test_an_inconclusive_check_is_not_kept(deploy: Deploy, constant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,8 +527,8 @@ def test_a_wrong_backend_is_refused(deploy: Deploy, relu: Path, monkeypatch: pyt
 
     monkeypatch.setattr(InProcessHost, "run", slightly_wrong)
     with pytest.raises(AccuracyRefused, match="the budget is 0.0001") as caught:
-        deploy(relu)
+        deploy(relu, accuracy={"verify": "always"})
     report_: Any = caught.value.report
     assert report_.outcome is Outcome.FAILED and report_.error == pytest.approx(0.001, rel=0.01)
-    with deploy(relu, accuracy={"max_error": 0.01}) as deployment:
+    with deploy(relu, accuracy={"max_error": 0.01, "verify": "always"}) as deployment:
         assert deployment.report.outcome is Outcome.PASSED

@@ -61,12 +61,19 @@ class OnnxRuntimeSession(Session):
         outputs: The names of all outputs, in the model's order.
         options: The adapter's options, to know which were asked for.
         int8: Where int8 was asked for, whether anything is left after optimisation that computes in it.
+        optimised: How far the model was optimised before it was loaded, where it was.
     """
 
     def __init__(
-        self, inner: Any, outputs: tuple[str, ...], options: OnnxRuntimeOptions, int8: bool | None = None
+        self,
+        inner: Any,
+        outputs: tuple[str, ...],
+        options: OnnxRuntimeOptions,
+        int8: bool | None = None,
+        optimised: str | None = None,
     ) -> None:
         self._int8 = int8
+        self._optimised = optimised
         self._inner = inner
         self._outputs = list(outputs)
         self._options = options
@@ -129,7 +136,7 @@ class OnnxRuntimeSession(Session):
         levels = {level: name for name, level in LEVELS.items()}
         settings: dict[str, Any] = {
             "threads": actual.intra_op_num_threads,
-            "options.graph_optimization": levels.get(actual.graph_optimization_level.name),
+            "options.graph_optimization": self._optimised or levels.get(actual.graph_optimization_level.name),
             "options.memory_arena": actual.enable_cpu_mem_arena,
         }
         if self._options.spinning is not None:

@@ -1,7 +1,8 @@
 """`cpu/openvino`, and `gpu/openvino` and `npu/openvino` for Intel's devices: ONNX models on OpenVINO.
 
-The artifact refers to the model's own files and holds the shapes that the config admits; OpenVINO compiles when the
-session is loaded. All sessions of a deployment are infer requests on one compiled model.
+The artifact is the compiled model as OpenVINO exports it. Where a device cannot do that, it refers to the model's own
+files and holds the shapes that the config admits, and OpenVINO compiles when the session is loaded. All sessions of a
+deployment are infer requests on one compiled model.
 
 OpenVINO plans its own memory on the CPU and has no limit to hand a plan's figure to; what it keeps for each shape that
 it meets is bounded (paddock_openvino.kept).
@@ -12,6 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,7 +44,7 @@ from paddock.spi import (
 )
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from paddock_openvino import footprint
+from paddock_openvino import blob, footprint
 from paddock_openvino.capabilities import computes_int8, int8
 from paddock_openvino.integers import WIDE, Integers
 from paddock_openvino.kept import bound_primitives, kernels_kept
@@ -59,6 +61,9 @@ TYPES: Mapping[Precision, str] = {
 """INFERENCE_PRECISION_HINT for each precision. Of a quantised model it is what the rest is computed in."""
 
 _CAPABILITIES = {Precision.FP32: "FP32", Precision.FP16: "FP16", Precision.BF16: "BF16"}
+
+_BLOB = "compiled"
+"""The role of the file that an artifact has where the model was exported."""
 
 _DYNAMIC_QUANTIZATION = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
@@ -182,9 +187,10 @@ class OpenVinoAdapter(Adapter):
         return remedies(load_defects("paddock_openvino"), model.graph, versions, self.config.precision)
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
-        """Refers to the model's files, if OpenVINO has confirmed every node it was asked about.
+        """Compiles and exports the model, if OpenVINO has confirmed every node it was asked about.
 
         Raises:
+            BuildFailed: OpenVINO cannot compile it.
             Unsupported: OpenVINO refuses nodes.
             StrictnessError: The plan asks for a precision that this adapter does not give.
         """
@@ -199,7 +205,7 @@ class OpenVinoAdapter(Adapter):
             worst = next((found[i] for i in refused if found[i].answer is Answer.NO), found[refused[0]])
             raise Unsupported(refused, worst.reason)
         graph = model.graph
-        return Artifact(
+        artifact = Artifact(
             adapter=self.name(),
             format=model.format,
             files=dict(model.files),
@@ -208,19 +214,53 @@ class OpenVinoAdapter(Adapter):
             bounds=dict(graph.bounds),
             facts={"shapes": _shapes(graph)},
         )
+        return self._exported(artifact, context)
 
-    def load(self, artifact: Artifact, context: Context) -> Session:
-        """An infer request on the compiled model; `fork()` makes further ones. Raises `BuildFailed`."""
+    def _exported(self, artifact: Artifact, context: Context) -> Artifact:
+        """The artifact with the compiled model in a file; as it is where the device cannot export it, or import it."""
+        compiled, dynamic = self._compile(artifact, context)
+        path = context.work / "compiled.blob"
+        made = replace(artifact, files={_BLOB: path}, facts={**artifact.facts, "dynamic": dynamic})
+        try:
+            blob.write(compiled, path)
+            del compiled
+            self._import(made)
+        except Exception as error:  # OpenVINO raises RuntimeError, and classes of its own for some failures
+            context.progress(f"OpenVINO compiles at each start: the model cannot be exported: {essence(str(error))}")
+            return artifact
+        return made
+
+    def _compile(self, artifact: Artifact, context: Context) -> tuple[Any, bool]:
+        """(OpenVINO's compiled model, whether its shapes vary); raises `BuildFailed`."""
         path = str(artifact.files["model"])
         context.progress(f"OpenVINO: compiling {artifact.files['model'].name} for {self.target}")
         try:
             model = read_bounded(path, dict(artifact.facts["shapes"]))
             keep_names(model, artifact.inputs, openvino().opset16)
-            properties = {**self.properties(), **(self.bounding() if model.is_dynamic() else {})}
-            compiled = core().compile_model(model, self.target, properties)
+            dynamic = bool(model.is_dynamic())
+            return core().compile_model(model, self.target, self._all_properties(dynamic)), dynamic
         except Exception as error:  # OpenVINO raises RuntimeError, and classes of its own for some failures
             raise BuildFailed(f"OpenVINO cannot compile the model: {essence(str(error))}", where=path) from error
-        return OpenVinoSession(compiled, artifact.inputs, artifact.outputs, self.observe(compiled))
+
+    def _import(self, artifact: Artifact) -> blob.Imported:
+        return blob.read(artifact.files[_BLOB], self.target, self._all_properties(artifact.facts["dynamic"]))
+
+    def _all_properties(self, dynamic: bool) -> dict[str, Any]:
+        return {**self.properties(), **(self.bounding() if dynamic else {})}
+
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        """An infer request on the compiled model; `fork()` makes further ones. Raises `BuildFailed`."""
+        if _BLOB not in artifact.files:
+            compiled, _ = self._compile(artifact, context)
+            return OpenVinoSession(compiled, artifact.inputs, artifact.outputs, self.observe(compiled))
+        try:
+            found = self._import(artifact)
+        except Exception as error:  # OpenVINO raises RuntimeError, and classes of its own for some failures
+            where = str(artifact.files[_BLOB])
+            problem = f"OpenVINO cannot import what it compiled: {essence(str(error))}"
+            raise BuildFailed(problem, where=where, remedy="`paddock cache clear` lets it be compiled again") from error
+        settings = self.observe(found.compiled)
+        return OpenVinoSession(found.compiled, artifact.inputs, artifact.outputs, settings, found.mapped)
 
 
 class CpuOpenVino(OpenVinoAdapter):
@@ -264,6 +304,11 @@ class CpuOpenVino(OpenVinoAdapter):
     def bounding(self) -> dict[str, Any]:
         """Keeps fewer kernels for shapes to come (paddock_openvino.kept)."""
         return kernels_kept()
+
+    def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
+        """See `OpenVinoAdapter.compile`; what oneDNN keeps in this process is bounded first."""
+        bound_primitives()
+        return super().compile(model, plan, context)
 
     def load(self, artifact: Artifact, context: Context) -> Session:
         """See `OpenVinoAdapter.load`; what oneDNN keeps in this process is bounded first."""

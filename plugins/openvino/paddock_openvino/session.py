@@ -32,14 +32,21 @@ class OpenVinoSession(Session):
         inputs: The names of all inputs.
         outputs: The names of all outputs, in the model's order.
         settings: What took effect, in the config's terms.
+        mapped: What has to live as long as the compiled model, where it reads from it.
 
     Raises `BuildFailed` where OpenVINO has lost the name of an input or output.
     """
 
     def __init__(
-        self, compiled: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], settings: Mapping[str, Any]
+        self,
+        compiled: Any,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        settings: Mapping[str, Any],
+        mapped: Any = None,
     ) -> None:
         self._compiled = compiled
+        self._mapped = mapped
         self._request = compiled.create_infer_request()
         self._tensor = openvino().Tensor
         self._names = (inputs, outputs)
@@ -118,13 +125,14 @@ class OpenVinoSession(Session):
     def close(self) -> None:
         """Drops the request, and the compiled model with the last of its requests."""
         self._request = self._compiled = None
+        self._mapped = None  # last: what was compiled reads from it
         self._bound = {}
 
     def fork(self) -> Session | None:
         """Another request on the same compiled model, with intermediates of its own and nothing bound."""
         if self._compiled is None:
             raise RunFailed("the session is closed")
-        return OpenVinoSession(self._compiled, *self._names, self._settings)
+        return OpenVinoSession(self._compiled, *self._names, self._settings, self._mapped)
 
     def bind(self, buffers: Arrays) -> frozenset[str]:
         """Binds, on the CPU, what has a fixed shape; no output whose memory OpenVINO shares with another.

@@ -1,0 +1,91 @@
+"""A deployment that is built, and not loaded: all that a process needs to serve it, whoever planned it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from paddock.arena import Arena
+from paddock.config import HardwareConfig
+from paddock.errors import NotAvailable, PaddockError
+from paddock.flow import Flow
+from paddock.graph import Graph
+from paddock.host import InProcessHost, ServingHost, building
+from paddock.pipeline import Pipeline
+from paddock.registry import Resolved
+from paddock.spi import Artifact, Context, Session
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuiltSegment:
+    """One segment: how messages name it, its adapter, what to load, and the folders for that. Pickles."""
+
+    name: str
+    resolved: Resolved
+    artifact: Artifact
+    work: Path
+    cache: Path
+
+    def load(self, tell: Progress) -> Session:
+        """A session; called on the thread that it belongs to.
+
+        Raises `NotAvailable` where the artifact does not fit this host, `BuildFailed` where it cannot be loaded.
+        """
+        kind, artifact = self.resolved, self.artifact
+        adapter = kind.registered.adapter(kind.config, kind.device)
+        verdict = building(f"{kind.name}: checking the artifact", lambda: adapter.compatible(artifact))
+        if not verdict.usable:
+            raise NotAvailable(f"{kind.name}: its artifact does not fit this host: {verdict.reason}")
+        context = Context(self.work, self.cache, tell)
+        session: Session = building(f"{self.name}: loading", lambda: adapter.load(artifact, context))
+        return session
+
+
+@dataclass(frozen=True)
+class Built:
+    """All segments in order, and the way of the data where there are several. Pickles."""
+
+    name: str
+    segments: tuple[BuiltSegment, ...]
+    flow: Flow | None
+    instances: int
+
+    def load(
+        self, *, inside: int | None = None, arena: Arena | None = None, tell: Progress = lambda message: None
+    ) -> ServingHost:
+        """The sessions in this process; raises as `BuiltSegment.load` does.
+
+        Args:
+            inside: How many calls may be inside one reentrant session at once; see `InProcessHost`.
+            arena: The memory for what crosses borders, where it is made already.
+            tell: Told in a few words what is being done.
+        """
+        hosts: list[InProcessHost] = []
+        try:
+            for segment in self.segments:
+                kind = segment.resolved.registered.adapter.concurrency.threading
+                load = _loading(segment, tell)
+                hosts.append(InProcessHost(load, kind, self.instances, segment.name, inside=inside))
+            return hosts[0] if self.flow is None else Pipeline(self.flow, hosts, self.instances, self.name, arena)
+        except BaseException:
+            for loaded in hosts:
+                with contextlib.suppress(PaddockError):
+                    loaded.close()
+            raise
+
+
+def _loading(segment: BuiltSegment, tell: Progress) -> Callable[[], Session]:
+    return lambda: segment.load(tell)
+
+
+def interface(graph: Graph, config: HardwareConfig) -> Graph:
+    """A model's graph as its user sees it: float32 inputs and outputs in the config's `io_dtype`."""
+    if config.io_dtype is None:
+        return graph
+    border = {v for v in (*graph.inputs, *graph.outputs) if graph.values[v].dtype == "float32"}
+    values = tuple(replace(v, dtype="float16") if i in border else v for i, v in enumerate(graph.values))
+    return replace(graph, values=values)
