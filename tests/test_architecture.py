@@ -30,15 +30,15 @@ ORDER = [
     "planning.offset_problem", "planning.offset_greedy", "planning.offset_search", "planning.offsets",
     "planning.offsets_verifier",
     "planning.lifetimes", "planning.memory", "arena", "occupancy", "timeline", "page_layout", "page_data", "page",
-    "npz", "samples", "into", "staging", "own_thread", "host", "workshop", "artifacts", "compile", "translation", "references",
-    "reading", "sampling",
+    "npz", "samples", "into", "staging", "own_thread", "host", "workshop", "artifacts", "compile",
+    "translation", "references", "reading", "sampling",
     "quantizing", "lowering", "placing", "flow", "pipeline", "built", "metrics", "verify",
     "budget", "draft", "asked", "prepare", "ready", "trials", "precision_search", "repair", "resident", "footprint",
     "checks", "serving", "kept",
-    "deployment",
+    "deployment", "requirements", "bundle",
     "contest", "tune", "auto", "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
-    "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli", "bench_cli", "cli",
+    "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli", "bench_cli", "bundle_cli", "cli",
 ]  # fmt: skip
 SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {

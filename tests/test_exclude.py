@@ -17,6 +17,7 @@ from paddock.child import Children
 from paddock.deployment import Deployment, deploy
 from paddock.errors import ConfigError, NotAvailable
 from paddock.metrics import relative_error
+from paddock.prepare import prepare
 from paddock.registry import Registry
 
 BUDGET = 1e-4
@@ -118,10 +119,16 @@ def config_of(adapter: str, fallback: Sequence[str], exclude: Any) -> dict[str, 
 
 
 def held(deployment: Deployment, adapter: str) -> list[str]:
-    """The types of all nodes in the models that an adapter was given, read back from its artifacts' files."""
+    """The types of all nodes in the models that an adapter is given, read back from their files."""
     formats = deployment.registry.formats
-    mine = [artifact for artifact in deployment.artifacts if artifact.adapter == adapter]
-    return [node.type for artifact in mine for node in formats[artifact.format].read(artifact.files).walk()]
+    with Children() as children:
+        prepared = prepare(deployment.model, deployment.config, registry=deployment.registry, children=children)
+        try:
+            mine = [part.target for part in prepared.parts if part.workshop.name == adapter]
+            assert len(mine) == sum(artifact.adapter == adapter for artifact in deployment.artifacts)
+            return [node.type for target in mine for node in formats[target.format].read(target.files).walk()]
+        finally:
+            prepared.discard()
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paddock.auto import deploy
+    from paddock.bundle import export, load_bundle
     from paddock.config import HardwareConfig
     from paddock.deployment import Deployment
     from paddock.errors import PaddockError
     from paddock.plan import Plan
     from paddock.verify import Report
 
-__all__ = ["Deployment", "HardwareConfig", "PaddockError", "Plan", "Report", "deploy"]
+__all__ = ["Deployment", "HardwareConfig", "PaddockError", "Plan", "Report", "deploy", "export", "load_bundle"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -29,6 +30,8 @@ _HOMES = {
     "Plan": "plan",
     "Report": "verify",
     "deploy": "auto",
+    "export": "bundle",
+    "load_bundle": "bundle",
 }
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -37,7 +38,7 @@ def normal(artifact: object) -> Artifact:
         raise BuildFailed(f"compile() returned facts that are no JSON data: {error}") from None
 
 
-def write(artifact: Artifact, folder: Path, origin: Files, bases: Sequence[Path] = ()) -> None:
+def write(artifact: Artifact, folder: Path, origin: Files, bases: Sequence[Path] = (), *, share: bool = True) -> None:
     """Writes an artifact into a new or empty folder.
 
     Args:
@@ -45,6 +46,7 @@ def write(artifact: Artifact, folder: Path, origin: Files, bases: Sequence[Path]
         folder: Where to.
         origin: The files of the user's own model, which are referred to; none where they are to be written as well.
         bases: Folders whose files keep their places to each other. All that lie in none of them do so too.
+        share: Whether files may be one with those that they come from, on disk.
 
     Raises `BuildFailed` where the artifact names something that is no file.
     """
@@ -63,7 +65,7 @@ def write(artifact: Artifact, folder: Path, origin: Files, bases: Sequence[Path]
             raise BuildFailed(f"compile() returned an artifact whose {role!r} is no file", where=str(path))
         number, base = next((n, base) for n, base in enumerate(inside) if path.is_relative_to(base))
         place = PurePosixPath(str(number), path.relative_to(base).as_posix())
-        _link(path, folder / place)
+        _bring(path, folder / place, share)
         files[role] = {"here": str(place)}
     told = {**asdict(artifact), "files": files}
     (folder / MANIFEST).write_text(json.dumps(told))
@@ -90,12 +92,13 @@ def _inside(folder: Path, place: str) -> Path:
     return folder / path
 
 
-def _link(source: Path, target: Path) -> None:
+def _bring(source: Path, target: Path, share: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)
+    if share:
+        with suppress(OSError):  # another file system, or one without hard links
+            os.link(source.resolve(), target)
+            return
+    shutil.copyfile(source, target)
 
 
 def key(part: Part, plan: SegmentPlan) -> list[Any]:

@@ -1,5 +1,5 @@
 """The command line: `paddock adapters | doctor | schema | plan | run | verify | bisect | cast | quantize` here, and
-`bench | tune | cache` beside it.
+`bench | tune | export | cache` beside it.
 
 Whatever a backend prints goes to stderr, so that stdout holds the answer alone; with `--json` that is one JSON
 document, errors included. Exit codes come from the exceptions, in one table.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from paddock import __version__, bench_cli, cache_cli, tune_cli
+from paddock import __version__, bench_cli, bundle_cli, cache_cli, tune_cli
 from paddock.errors import PaddockError, UsageError
 from paddock.terminal import INTERNAL, Terminal, error_json, exit_code
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(cache_cli.app, name="cache")
 app.command()(bench_cli.bench)
 app.command()(tune_cli.tune)
+app.command()(bundle_cli.export)
 
 ModelOption = Annotated[
     Path, typer.Option("--model", help="A Paddle model (.json, .pdiparams, stem, folder) or .onnx.")
@@ -165,19 +167,27 @@ def plan(
 
 @app.command()
 def run(
-    model: ModelOption,
-    config: ConfigOption,
     input: Annotated[Path, typer.Option("--input", help="An .npz with an array for each input.")],
     output: Annotated[Path, typer.Option("--output", help="The .npz to write.")],
+    model: Annotated[Path | None, typer.Option("--model", help="A Paddle or ONNX model; with --config.")] = None,
+    config: Annotated[str | None, typer.Option("--config", help="The hardware config; with --model.")] = None,
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Instead of both: what `export` wrote.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Deploys, verifies, runs once on the input and writes the outputs."""
+    """Deploys a model, or takes a bundle; verifies, runs once on the input and writes the outputs."""
     from paddock.auto import deploy
+    from paddock.bundle import load_bundle
     from paddock.npz import read_npz, write_npz
 
     feeds = read_npz(input, "--input")
     _check_file(output, "--output")
-    with _terminal.progress() as tell, deploy(model, config, progress=tell) as deployment:
+    with _terminal.progress() as tell, ExitStack() as stack:
+        if bundle is not None and model is None and config is None:
+            deployment = stack.enter_context(load_bundle(bundle, progress=tell))
+        elif bundle is None and model is not None and config is not None:
+            deployment = stack.enter_context(deploy(model, config, progress=tell))
+        else:
+            raise UsageError("needs --model and --config, or --bundle alone", where="paddock run")
         answers = deployment.run(feeds)
         report, adapter = deployment.report, deployment.plan.adapter
     write_npz(output, answers, "--output")

@@ -21,9 +21,8 @@ from paddock import artifacts
 from paddock.checks import check_room, settled
 from paddock.config import HardwareConfig
 from paddock.draft import announce, announce_candidates
-from paddock.errors import BuildFailed, PaddockError
+from paddock.errors import BuildFailed, ModelError, PaddockError
 from paddock.footprint import Measured, known, measured_alone
-from paddock.graph import Graph
 from paddock.machine import host_facts
 from paddock.model import Files, Model, check_unchanged, fingerprint
 from paddock.prepare import ModelSource, Prepared, Progress, deployment_name
@@ -33,11 +32,10 @@ from paddock.registry import Registry, Resolved
 from paddock.serving import Deployment, Origin
 from paddock.spi import Artifact, Event
 from paddock.verify import Outcome, Report
-from paddock.workshop import adapter_cache
+from paddock.workshop import adapter_folders
 
 _KIND = "deployments"
 _READY = "ready.json"
-_NO_GRAPH = Graph((), (), (), ())
 Again = Callable[[], AbstractContextManager[Prepared]]
 """Plans a deployment once more, for as long as the context lasts."""
 
@@ -58,10 +56,14 @@ class Place:
 def place(model: ModelSource, config: HardwareConfig, registry: Registry) -> Place | None:
     """Where it is kept; None where it never is.
 
-    That is where the config asks to verify at each start, or for a batch size by what is free now. Raises what planning
-    would: `ModelError`, `ConfigError`, `NotAvailable`.
+    That is where the config asks to verify at each start, or for a batch size by what is free now, and where samples
+    cannot be read: whoever plans says so. Raises what planning would: `ModelError`, `ConfigError`, `NotAvailable`.
     """
     if config.accuracy.verify not in ("cached", "off") or config.batch_size == "max":
+        return None
+    try:
+        samples = [_content(path, registry) for path in _samples(config)]
+    except (ModelError, OSError):
         return None
     format, files = locate(model, registry)
     resolved = registry.resolve(config)
@@ -72,7 +74,7 @@ def place(model: ModelSource, config: HardwareConfig, registry: Registry) -> Pla
     key = [
         mark,
         config.as_data(),
-        [_content(path, registry) for path in _samples(config)],
+        samples,
         [[e.adapter.name(), e.distribution, e.version, e.sources, dict(registry.probe(e).versions)] for e in asked],
         [owner_of(each, registry) for each in registry.formats.values()],
         [resolved.name, dict(resolved.versions), resolved.config.threads, resolved.skipped],
@@ -159,18 +161,11 @@ def _read(folder: Path, place: Place, config: HardwareConfig, registry: Registry
         told = json.loads((folder / _READY).read_text())
         count = len(told["segments"])
         made = [artifacts.read(folder / str(number), place.files) for number in range(count)]
-        origin = Model(place.format, place.files, place.fingerprint, _NO_GRAPH)
-        ready = from_json(told, config, origin, made, registry, partial(_folders, registry, work))
+        origin = partial(Model, place.format, place.files, place.fingerprint)
+        ready = from_json(told, config, origin, made, registry, partial(adapter_folders, registry, work))
         return ready, Report.from_json(told["report"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BuildFailed(f"holds no deployment: {type(error).__name__}: {error}", where=str(folder)) from None
-
-
-def _folders(registry: Registry, work: Path, resolved: Resolved) -> tuple[Path, Path]:
-    """The work and the cache folder of an adapter."""
-    own = work / resolved.name.replace("/", "-")
-    own.mkdir(exist_ok=True)
-    return own, adapter_cache(registry, resolved)
 
 
 @dataclass(frozen=True)

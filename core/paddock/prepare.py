@@ -43,7 +43,7 @@ from paddock.sampling import (
 from paddock.spi import Context
 from paddock.translation import Translation
 from paddock.verify import Outcome, compare
-from paddock.workshop import Part, Workshop, adapter_cache
+from paddock.workshop import Part, Workshop, adapter_folders
 
 ModelSource = str | os.PathLike[str] | Model
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | HardwareConfig
@@ -226,9 +226,7 @@ class _Job:
 
     def _workshop(self, resolved: Resolved) -> Workshop:
         check_contract(resolved, self.origin)
-        cache = adapter_cache(self.registry, resolved)
-        work = self.work / resolved.name.replace("/", "-")
-        work.mkdir(exist_ok=True)
+        work, cache = adapter_folders(self.registry, self.work, resolved)
         workshop = Workshop(self.registry, self.children, resolved, Context(work, cache, self.tell))
         building(f"{resolved.name}: constructing", workshop.adapter)
         return workshop

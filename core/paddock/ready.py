@@ -124,7 +124,7 @@ def _told(resolved: Resolved) -> dict[str, Any]:
 def from_json(
     data: Mapping[str, Any],
     config: HardwareConfig,
-    origin: Model,
+    origin: Callable[[Graph], Model],
     artifacts: Sequence[Artifact],
     registry: Registry,
     folders: Callable[[Resolved], tuple[Path, Path]],
@@ -134,7 +134,7 @@ def from_json(
     Args:
         data: What it gave.
         config: As the user gave it now.
-        origin: The model's files now; its graph is taken from `data`.
+        origin: The model whose graph is that of `data`.
         artifacts: One for each segment.
         registry: Which has the adapters.
         folders: The work and the cache folder of an adapter.
@@ -152,7 +152,7 @@ def from_json(
     names = _names().validate_python((data["inputs"], data["outputs"]))
     return Ready(
         config,
-        origin.with_graph(graph),
+        origin(graph),
         Plan.from_json(data["plan"]),
         Built(data["name"], tuple(segments), flow, data["instances"]),
         *names,

@@ -51,6 +51,13 @@ def adapter_cache(registry: Registry, resolved: Resolved) -> Path:
     return registry.store.private("adapters", [resolved.name, dict(resolved.versions)])
 
 
+def adapter_folders(registry: Registry, work: Path, resolved: Resolved) -> tuple[Path, Path]:
+    """An adapter's own folder in `work`, made where it is missing, and `adapter_cache`."""
+    own = work / resolved.name.replace("/", "-")
+    own.mkdir(exist_ok=True)
+    return own, adapter_cache(registry, resolved)
+
+
 @dataclass(frozen=True)
 class Part:
     """One segment of a deployment with the adapter that runs it.

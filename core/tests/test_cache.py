@@ -21,7 +21,7 @@ import paddock_calls as calls
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paddock import cache, cache_entries, model
+from paddock import cache, cache_entries
 from paddock.cache import Store, cache_root
 from paddock.cache_entries import MANIFEST, About, Damaged, Seat
 from paddock.errors import BuildFailed, ModelError, UsageError

@@ -56,7 +56,7 @@ def serve(registry: Registry, children: Children, tmp_path: Path) -> Iterator[De
     def call(adapter: str = "cpu/placing", steps: Any = STEPS, outputs: Any = ("y", "p"), **fields: Any) -> Deployment:
         model = odd.save(tmp_path / "m.onnx", steps, outputs, ("n", 3))
         hardware, _, backend = adapter.partition("/")
-        config = {"hardware": hardware, "backend": backend, "batch_size": 8, **fields}
+        config = {"hardware": hardware, "backend": backend, "batch_size": 8, "accuracy": {"verify": "always"}, **fields}
         made.append(deploy(model, config, registry=registry, children=children))
         return made[-1]
 

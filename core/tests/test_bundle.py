@@ -1,0 +1,224 @@
+"""Bundles: served on a host alike without model, reference or converter; refused anywhere else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import paddock_fakes_segments as odd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from paddock import bundle, requirements
+from paddock.bundle import export, load_bundle
+from paddock.errors import AccuracyRefused, MemoryRefused, ModelError, NotAvailable, PaddockError, UsageError
+from paddock.registry import Registry
+
+NODES = [("a Abs", "x", "p"), ("b Tanh", "p", "q"), ("c Mul", "q k", "y")]
+BASE: Mapping[str, Any] = {"hardware": "cpu", "backend": "odd"}
+SPLIT: Mapping[str, Any] = {**BASE, "fallback": ["cpu/broken"], "operators": {"exclude": ["b"]}}
+X = np.array([[1, -2, 0.5]], np.float32)
+Y = np.tanh(np.abs(X)) * np.array([2, 3, 4], np.float32)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bundle "whole", the model it was made from gone; and with "two", in segments."""
+    folder = tmp_path_factory.mktemp("made")
+    model = odd.save(folder / "m.onnx", NODES, ["y"], ("n", 3), k=np.array([2, 3, 4], np.float32))
+    plugins = odd.discover(folder / "store", ("reference", "onnxruntime"))
+    export(model, BASE, folder / "whole", registry=plugins).close()
+    split = {**SPLIT, "fallback": ["cpu/onnxruntime"], "instances": 2}
+    export(model, split, folder / "two", registry=plugins).close()
+    model.unlink()
+    return folder
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Registry:
+    """On the other host: no reference, another cache."""
+    return odd.discover(tmp_path / "there", ("onnxruntime",))
+
+
+@pytest.fixture
+def whole(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "whole", tmp_path / "copied"))
+
+
+@pytest.mark.parametrize("name", ["whole", "two"])
+def test_it_is_served_without_model_or_reference(made: Path, plugins: Registry, name: str) -> None:
+    with load_bundle(made / name, registry=plugins) as deployment:
+        assert deployment.report.outcome.value == "passed" and "golden" in deployment.report.reference
+        assert len(deployment.plan.placement.segments) == (1 if name == "whole" else 3)
+        for rows in (1, 3):
+            found = deployment.run({"x": np.repeat(X, rows, 0)})
+            np.testing.assert_allclose(found["y"], np.repeat(Y, rows, 0), rtol=1e-5)
+        place = np.empty_like(Y)
+        deployment.run({"x": X}, into={"y": place})
+        np.testing.assert_allclose(place, Y, rtol=1e-5)
+        for question in (deployment.measure_memory, lambda: deployment.lowered):
+            with pytest.raises(NotAvailable, match="does not hold the model"):
+                question()
+
+
+def test_what_it_holds(made: Path) -> None:
+    folder = made / "whole"
+    config = json.loads((folder / "config.json").read_text())
+    assert config == {**BASE, "accuracy": {"verify": "golden", "golden": "golden.npz"}}
+    lines = (folder / "requirements.txt").read_text().splitlines()
+    assert any(line.startswith("paddock==") for line in lines) and all("==" in line for line in lines)
+    assert {"numpy", "pydantic", "pluggy"} <= {line.partition("==")[0] for line in lines}
+    # The user's model is in it where the artifact refers to it, and is a file of its own.
+    (model,) = (folder / "0").rglob("*.onnx")
+    assert model.stat().st_nlink == 1 and onnx.load(model).graph.node[0].op_type == "Abs"
+    assert str(made) not in (folder / "bundle.json").read_text().replace(str(folder), "")
+
+
+@pytest.mark.parametrize("name", ["0/artifact.json", "golden.npz", "config.json", "requirements.txt"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_what_was_altered_is_refused(whole: Path, plugins: Registry, name: str, damage: str) -> None:
+    victim = whole / name
+    content = victim.read_bytes()
+    if damage == "gone":
+        victim.unlink()
+    else:
+        victim.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:] if damage == "flip" else content[:-3])
+    with pytest.raises(ModelError, match="altered|cannot be read") as caught:
+        load_bundle(whole, registry=plugins)
+    assert name in str(caught.value.where)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_manifest_is_an_error_that_says_so(whole: Path, plugins: Registry, data: st.DataObject) -> None:
+    told = json.loads((whole / "bundle.json").read_text())
+    junk: st.SearchStrategy[Any] = (
+        st.none() | st.integers() | st.text(max_size=3) | st.lists(st.none(), max_size=2) | st.just({})
+    )
+    where: Any = told
+    paths: list[tuple[Any, ...]] = [(), ("ready",), ("model",), ("ready", "plan"), ("ready", "segments", 0)]
+    path = data.draw(st.sampled_from(paths))
+    for key in path:
+        where = where[key]
+    key = data.draw(st.sampled_from(sorted(where)))
+    if data.draw(st.booleans()):
+        del where[key]
+    else:
+        where[key] = data.draw(junk)
+    other = whole.with_name("other")
+    shutil.copytree(whole, other, dirs_exist_ok=True)
+    (other / "bundle.json").write_text(json.dumps(told))
+    try:
+        load_bundle(other, registry=plugins).close()
+    except PaddockError as error:
+        assert error.problem
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"layout": 1}', b'{"layout": 1, "layout": 1}'])
+def test_what_is_no_manifest(tmp_path: Path, plugins: Registry, content: bytes) -> None:
+    (tmp_path / "bundle.json").write_bytes(content)
+    with pytest.raises(PaddockError):
+        load_bundle(tmp_path, registry=plugins)
+
+
+def test_no_bundle(tmp_path: Path, plugins: Registry) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ModelError, match="no bundle") as caught:
+            load_bundle(folder, registry=plugins)
+        assert "paddock export" in str(caught.value.remedy)
+
+
+def test_a_later_layout(whole: Path, plugins: Registry) -> None:
+    told = json.loads((whole / "bundle.json").read_text())
+    (whole / "bundle.json").write_text(json.dumps({**told, "layout": 2}))
+    with pytest.raises(ModelError, match="has layout 2, this Paddock reads 1"):
+        load_bundle(whole, registry=plugins)
+
+
+def test_files_outside_are_not_looked_at(whole: Path, plugins: Registry) -> None:
+    told = json.loads((whole / "bundle.json").read_text())
+    (whole / "bundle.json").write_text(json.dumps({**told, "files": {"../x": "0"}}))
+    with pytest.raises(ModelError, match="outside"):
+        load_bundle(whole, registry=plugins)
+
+
+def test_others_must_not_write_to_it(whole: Path, plugins: Registry) -> None:
+    whole.chmod(0o770)
+    with pytest.raises(ModelError, match="not safe: others may write to it"):
+        load_bundle(whole, registry=plugins)
+
+
+def _without(plugins: Registry) -> None:
+    del plugins.adapters["cpu/odd"]
+
+
+def _other(plugins: Registry) -> None:
+    plugins.adapters["cpu/odd"] = [replace(entry, sources="0" * 8) for entry in plugins.adapters["cpu/odd"]]
+
+
+@pytest.mark.parametrize(("change", "said"), [(_without, "not installed here"), (_other, "+00000000 here")])
+def test_other_versions_are_refused(
+    whole: Path, plugins: Registry, change: Callable[[Registry], None], said: str
+) -> None:
+    if change is _without:
+        told = json.loads((whole / "bundle.json").read_text())
+        told["versions"]["paddock-absent"] = "1"
+        (whole / "bundle.json").write_text(json.dumps(told))
+    change(plugins)
+    with pytest.raises(NotAvailable, match="other versions") as caught:
+        load_bundle(whole, registry=plugins)
+    assert said in " ".join(caught.value.candidates)
+    assert "requirements.txt" in str(caught.value.remedy)
+
+
+def test_another_core_is_refused(whole: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "current_sources", lambda: "f" * 64)
+    with pytest.raises(NotAvailable, match="other versions") as caught:
+        load_bundle(whole, registry=plugins)
+    assert caught.value.candidates[0].startswith("paddock: ")
+
+
+def test_another_kind_of_host_is_refused(whole: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "cpu", lambda: ("x", ("sse2",)))
+    with pytest.raises(NotAvailable, match="another kind of host") as caught:
+        load_bundle(whole, registry=plugins)
+    assert any(line.startswith("cpu flags: ") and line.endswith("sse2 here") for line in caught.value.candidates)
+
+
+def test_an_answer_that_is_wrong_there_is_refused(
+    whole: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(odd.OddSession, "_wrong", lambda self, node: True)
+    with pytest.raises(AccuracyRefused):
+        load_bundle(whole, registry=plugins)
+
+
+def test_too_little_memory_is_refused(whole: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paddock.machine.memory_available", lambda: 1)
+    with pytest.raises(MemoryRefused):
+        load_bundle(whole, registry=plugins)
+
+
+def test_export_refuses_before_any_work(tmp_path: Path, plugins: Registry) -> None:
+    model = tmp_path / "none.onnx"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    for output, said in ((tmp_path / "full", "is there already"), (tmp_path / "a" / "b", "does not exist")):
+        with pytest.raises(UsageError, match=said):
+            export(model, BASE, output, registry=plugins)
+    with pytest.raises(UsageError, match="golden outputs"):
+        export(model, {**BASE, "accuracy": {"verify": "off"}}, tmp_path / "new", registry=plugins)
+
+
+def test_requirements_are_those_installed() -> None:
+    found = dict(line.split("==") for line in requirements.locked(["paddock", "not-installed-anywhere"]))
+    assert found["numpy"] == np.__version__ and "paddock" in found and "not-installed-anywhere" not in found
+    assert list(found) == sorted(found)
+    more = dict(line.split("==") for line in requirements.locked(["paddock-onnxruntime[sdk]"]))
+    assert "onnxruntime" in more and more.keys() >= found.keys() - {"not-installed-anywhere"}
