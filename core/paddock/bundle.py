@@ -29,6 +29,7 @@ from paddock.footprint import Measured
 from paddock.jsontext import loads
 from paddock.machine import cpu
 from paddock.model import Files, Model, file_digest
+from paddock.plan import digest
 from paddock.prepare import ConfigSource, ModelSource, Progress, deployment_name, prepare
 from paddock.ready import Ready, from_json, to_json
 from paddock.references import read_golden, write_golden
@@ -120,7 +121,7 @@ def _write(folder: Path, deployment: Deployment) -> None:
         "report": deployment.report.to_json(),
         "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files},
     }
-    (folder / MANIFEST).write_text(json.dumps(told))
+    (folder / MANIFEST).write_text(json.dumps({**told, "digest": digest(told)}))
 
 
 def _host(used: Sequence[Resolved]) -> dict[str, Any]:
@@ -190,19 +191,13 @@ def _told(folder: Path) -> Mapping[str, Any]:
         # Artifacts can be native code.
         raise ModelError(f"the bundle is not safe: {problem}", where=str(folder), remedy="make it yours: chmod go-w")
     told = loads(text, str(path))
-    if not isinstance(told, dict) or not _FORM.keys() <= told.keys():
+    if not isinstance(told, dict) or "layout" not in told:
         raise ModelError("is no bundle's manifest", where=str(path), remedy=_ANEW)
     if told["layout"] != LAYOUT:
         raise ModelError(f"has layout {told['layout']}, this Paddock reads {LAYOUT}", where=str(path), remedy=_ANEW)
-    wrong = [key for key, kind in _FORM.items() if not isinstance(told[key], kind)]
-    if wrong or not all(isinstance(item, str) for item in (*told["versions"].values(), *told["files"].values())):
-        raise ModelError(f"is damaged at {', '.join(wrong) or 'versions or files'}", where=str(path), remedy=_ANEW)
+    if told.pop("digest", None) != digest(told):
+        raise ModelError("was altered", where=str(path), remedy=_ANEW)
     return told
-
-
-_FORM: Mapping[str, type] = {
-    "layout": int, "model": dict, "host": dict, "versions": dict, "ready": dict, "report": dict, "files": dict
-}  # fmt: skip
 
 
 def _check_versions(told: Mapping[str, Any], registry: Registry, folder: Path) -> None:
