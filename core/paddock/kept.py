@@ -21,7 +21,7 @@ from paddock import artifacts
 from paddock.checks import check_room, settled
 from paddock.config import HardwareConfig
 from paddock.draft import announce, announce_candidates
-from paddock.errors import BuildFailed, ModelError, PaddockError
+from paddock.errors import BuildFailed, PaddockError
 from paddock.footprint import Measured, known, measured_alone
 from paddock.machine import host_facts
 from paddock.model import Files, Model, check_unchanged, fingerprint
@@ -56,18 +56,18 @@ class Place:
 def place(model: ModelSource, config: HardwareConfig, registry: Registry) -> Place | None:
     """Where it is kept; None where it never is.
 
-    That is where the config asks to verify at each start, or for a batch size by what is free now, and where samples
-    cannot be read: whoever plans says so. Raises what planning would: `ModelError`, `ConfigError`, `NotAvailable`.
+    That is where the config asks to verify at each start, or for a batch size by what is free now; and where model,
+    samples or adapter are not to be had: whoever plans says why.
     """
     if config.accuracy.verify not in ("cached", "off") or config.batch_size == "max":
         return None
     try:
         samples = [_content(path, registry) for path in _samples(config)]
-    except (ModelError, OSError):
+        format, files = locate(model, registry)
+        resolved = registry.resolve(config)
+        mark = fingerprint(format.name, files, registry.store)
+    except (PaddockError, OSError):
         return None
-    format, files = locate(model, registry)
-    resolved = registry.resolve(config)
-    mark = fingerprint(format.name, files, registry.store)
     chain = [registry.canonical(name) for name in (config.adapter, *config.candidates, *config.fallback)]
     asked = [entry for name in dict.fromkeys(chain) for entry in registry.adapters.get(name, [])]
     asked += registry.references(format.name) if config.accuracy.verify != "off" else []
