@@ -149,5 +149,4 @@ def _checked(artifact: object) -> Artifact:
 
 
 def _compile_here(resolved: Resolved, model: Model, segment: SegmentPlan, work: Path, cache: Path) -> Artifact:
-    adapter = resolved.registered.adapter(resolved.config, resolved.device)
-    return adapter.compile(model, segment, Context(work, cache))
+    return resolved.instance().compile(model, segment, Context(work, cache))

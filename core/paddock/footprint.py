@@ -217,7 +217,7 @@ class _Segment:
     def load(self) -> Session:
         """A session; called on the thread that it belongs to."""
         kind, artifact = self.resolved, self.artifact
-        adapter = kind.registered.adapter(kind.config, kind.device)
+        adapter = kind.instance()
         verdict = adapter.compatible(artifact)
         if not verdict.usable:
             raise NotAvailable(f"{self.name}: its artifact does not fit this host: {verdict.reason}")

@@ -236,7 +236,7 @@ class Lowering:
 
 def checked_means(resolved: Resolved, precision: Precision) -> Means:
     """The adapter's `means`; raises `BuildFailed` where that is none which can lead to `precision`."""
-    adapter = resolved.registered.adapter(resolved.config, resolved.device)
+    adapter = resolved.instance()
     found: object = building(f"{resolved.name}: means", lambda: adapter.means(precision))
     able = (Means.BACKEND, Means.QUANTIZE if precision is Precision.INT8 else Means.CAST)
     if not isinstance(found, Means) or found not in able:
