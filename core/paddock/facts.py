@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddock.memory_plan import SegmentMemory
-from paddock.plan import Answer, Means, Verdict
+from paddock.plan import Answer, Means, Precision, Verdict
+from paddock.planning.casts import WIDE
 from paddock.planning.memory import readable
 from paddock.planning.precision import in_fp32
 from paddock.sides import UNKNOWN, Side
@@ -20,6 +21,7 @@ from paddock.spi import Shapes
 OWN, OPEN, REFUSED, UNASKED = "as asked", "perhaps as asked", "refused", "not known"
 """Where a node runs: on the config's own adapter, surely or perhaps; nowhere; or nobody can tell from here."""
 APART = "as asked, apart, in fp32"
+STAYS = "stays in float32"
 
 _YES = Verdict.yes()
 _BYTES = "bytes"
@@ -73,10 +75,11 @@ def place(side: Side, index: int) -> tuple[str, str]:
 
 
 def dtype(side: Side, index: int) -> tuple[str, str]:
-    """What a node computes in, and why, where it stays in fp32."""
-    nodes = side.plan.precision.nodes
-    kept = nodes[index].reason if nodes and nodes[index].dtype == "float32" else ""
-    return side.dtypes[index], kept
+    """What a node computes in; where it stays in fp32 while a narrower type is asked for, that and why."""
+    plan, found = side.plan.precision, side.dtypes[index]
+    if plan.precision is Precision.FP32 or found != WIDE or not plan.nodes:
+        return found, ""
+    return STAYS, plan.nodes[index].reason
 
 
 def option(side: Side, name: str) -> Told | None:
@@ -126,12 +129,12 @@ def _precision(side: Side) -> Iterator[tuple[str, Told]]:
     plan = side.plan.precision
     yield "precision", Told(plan.precision.value)
     yield "means", nobody(side) if side.means is None else Told(side.means.value)
-    counts = dict(sorted(Counter(found for found in side.dtypes if found).items()))
+    dtypes = (dtype(side, index)[0] for index in range(len(side.dtypes)))
+    counts = dict(sorted(Counter(found for found in dtypes if found).items()))
     as_it_is = Told(counts) if side.means is Means.NONE else _planned(side, counts)
     yield "nodes by dtype", nobody(side) if UNKNOWN in counts else as_it_is
     if side.means is not Means.NONE:
         yield "casts", _planned(side, len(plan.casts))
-        yield "nodes kept in fp32", _planned(side, len(plan.keep_fp32))
         yield "weights smaller by", _planned(side, plan.weights_saved, _BYTES)
 
 
@@ -156,11 +159,15 @@ def _memory(side: Side) -> Iterator[tuple[str, Told]]:
             own = [segment for segment in segments if segment.adapter == adapter]
             yield f"on {adapter}", Told(f"{len(own)} segments, {_span(own)}", verdict)
     for segment in segments if 1 < len(segments) <= _SEGMENTS else ():
-        where = f"{segment.nodes} nodes on {segment.adapter}, {_span([segment])}"
+        where = f"{_count(segment.nodes)} on {segment.adapter}, {_span([segment])}"
         yield f"segment {segment.segment}", Told(where, verdict)
     if side.config.batch_size is not None:
         unknown = Told(None, Verdict.no("no bound or no budget is known"))
         yield "largest batch sure to fit", unknown if side.largest is None else Told(side.largest, verdict)
+
+
+def _count(nodes: int) -> str:
+    return f"{nodes} node{'s' if nodes != 1 else ''}"
 
 
 def _span(segments: Sequence[SegmentMemory]) -> str:
@@ -178,7 +185,7 @@ def _accuracy(side: Side) -> Iterator[tuple[str, Told]]:
 
 def _defects(side: Side) -> Iterator[tuple[str, Told]]:
     for remedy in side.plan.remedies:
-        nodes = f", {len(remedy.nodes)} nodes kept off" if remedy.nodes else ""
+        nodes = f", {_count(len(remedy.nodes))} kept off" if remedy.nodes else ""
         done = f"{'applied' if remedy.applied else 'NOT applied'}{nodes}"
         yield remedy.name, Told(f"{done}: {remedy.summary}; {remedy.action}", side.verdict)
 

@@ -24,7 +24,7 @@ from paddock.config import HardwareConfig
 from paddock.deployment import carry_out, deploy
 from paddock.diff import Diff, Moved, compare, diff
 from paddock.errors import ConfigError, ModelError, NotAvailable, PaddockError
-from paddock.facts import OPEN, OWN, REFUSED, UNASKED
+from paddock.facts import OPEN, OWN, REFUSED, STAYS, UNASKED
 from paddock.memory_plan import Footprint, MemoryPlan, SegmentMemory
 from paddock.npz import write_npz
 from paddock.plan import (
@@ -174,13 +174,15 @@ def test_the_precision_changes(compared: Compared) -> None:
     found = compared(REFERENCE, {**REFERENCE, "precision": "fp16", "operators": {"keep_fp32": ["Tanh"]}})
     assert change(found, "precision", "precision") == ("fp32", "fp16")
     assert change(found, "precision", "means") == ("none", "cast")
-    assert change(found, "precision", "nodes kept in fp32") == (None, 1)
+    assert change(found, "precision", "nodes by dtype") == ({"float32": 3}, {"float16": 1, STAYS: 2})
+    assert ("float32", STAYS, "1 Tanh") in groups(found.computed)
+    reasons = {dict(m.operators).popitem()[0]: m.reasons for m in found.computed}
+    assert reasons["Tanh"] == ("", "kept by the config") and reasons["MatMul"] == ("", "")
+    assert "casts" in reasons["Neg"][1], "it stands between what stays and the output"
     assert change(found, "precision", "weights smaller by") == (None, 64 * 64 * 2)
     assert change(found, "memory", "weights") == (64 * 64 * 4, 64 * 64 * 2)
     assert change(found, "accuracy", "budget") == ("max_error 0.0001", "max_error 0.01")
     assert change(found, "config", "operators.keep_fp32") == (None, ["Tanh"])
-    narrow = {m.operators for m in found.computed if m.after == "float16"}
-    assert (("MatMul", 1),) in narrow and not any("Tanh" in dict(operators) for operators in narrow)
 
 
 def test_memory_and_shapes_change_with_the_batch(compared: Compared) -> None:
@@ -206,7 +208,7 @@ def test_what_is_over_its_limit_is_planned_and_would_be_refused(compared: Compar
 def test_known_defects_of_one_side(compared: Compared) -> None:
     found = compared({**ODD, "options": {"defect_nodes": ["b"]}, "fallback": ["cpu/reference"]}, ODD)
     before, after = change(found, "known defects", "odd-1")
-    assert before == "applied, 1 nodes kept off: computes it oddly; kept off" and after is None
+    assert before == "applied, 1 node kept off: computes it oddly; kept off" and after is None
 
 
 def test_what_an_adapter_or_precision_has_no_use_for_is_left_out_to_tell_the_rest(
