@@ -24,7 +24,7 @@ from paddock.config import HardwareConfig
 from paddock.deployment import carry_out, deploy
 from paddock.diff import Diff, Moved, compare, diff
 from paddock.errors import ConfigError, ModelError, NotAvailable, PaddockError
-from paddock.facts import OPEN, OWN, REFUSED, STAYS, UNASKED
+from paddock.facts import OPEN, OWN, REFUSED, STAYS, UNASKED, Told
 from paddock.memory_plan import Footprint, MemoryPlan, SegmentMemory
 from paddock.npz import write_npz
 from paddock.plan import (
@@ -412,7 +412,7 @@ DTYPES = st.sampled_from(["", "float32", "float16", UNKNOWN])
 
 def _side(
     verdict: Verdict, placed: list[tuple[str, Verdict]], dtypes: list[str], kept: list[bool], sizes: list[int],
-    words: list[str], options: dict[str, int] | None, config: Mapping[str, Any], shapes: Shapes | None,
+    words: list[str], options: Mapping[str, int | None] | None, config: Mapping[str, Any], shapes: Shapes | None,
     largest: int | None,
 ) -> Side:  # fmt: skip
     rows = enumerate(zip(OPS, placed, strict=True))
@@ -491,6 +491,15 @@ def test_the_way_back_is_the_mirror_image(one: Side, other: Side) -> None:
         nodes = [node for moved in found.placed for node in moved.nodes]
         assert len(set(nodes)) == len(nodes)
         assert not found.same or not found.lost
+
+
+def test_a_null_that_is_known_is_not_what_nobody_can_tell() -> None:
+    yes = [("a", Verdict.yes())] * FOUR
+    one = _side(Verdict.yes(), yes, [""] * FOUR, [False] * FOUR, [1, 1, 1], ["a"] * 3, {"a": None}, {}, None, None)
+    stated = replace(one, config=one.config.model_copy(update={"options": {"a": None}}))
+    unknown = replace(one, options=None)
+    (row,) = [c for c in compare(stated, unknown).changes if (c.topic, c.what) == ("options", "a")]
+    assert row.before == Told(None) and row.after is not None and not row.after.known
 
 
 # The command
