@@ -107,7 +107,7 @@ def _show(terminal: Terminal, found: Diff) -> None:
 def _head(side: Side) -> str:
     states = {
         "yes": "planned",
-        "provisional": "PROVISIONAL, planned without it",
+        "provisional": "PROVISIONAL, for a device that is not here",
         "no": "NOT PLANNED, told as far as the config and the model go",
     }
     reason = f": {side.verdict.reason}" if side.verdict.reason else ""

@@ -526,9 +526,15 @@ def test_the_command_in_tables(folder: Path, tmp_path: Path) -> None:
         "would be refused", "bfloat16", "A cpu/onnxruntime -> B cpu/reference",
     ):  # fmt: skip
         assert part in done.stdout, done.stdout
-    same = paddock(folder, a, a, "--model", folder / "wide.onnx")
+
+
+def test_the_command_where_nothing_changes(folder: Path) -> None:
+    same = paddock(folder, json.dumps(ORT), json.dumps(ORT), "--model", folder / "wide.onnx")
     assert same.returncode == 0 and same.stdout.endswith("nothing changes\n")
-    absent = paddock(folder, a, json.dumps(ABSENT), "--model", folder / "wide.onnx")
+
+
+def test_the_command_on_hardware_that_nobody_brings(folder: Path) -> None:
+    absent = paddock(folder, json.dumps(ORT), json.dumps(ABSENT), "--model", folder / "wide.onnx")
     assert absent.returncode == 0 and "NOT PLANNED" in absent.stdout and "pip install paddock-tensorrt" in absent.stdout
 
 
