@@ -23,7 +23,7 @@ ORDER = [
     "onnx_wire", "onnx_tensors", "onnx_store", "onnx_extract", "onnx_ports", "onnx_cast", "onnx_ranges", "onnx_shapes",
     "onnx_dtypes", "onnx_cast_check",
     "onnx_format", "builtin", "child", "cache_locks", "cache_entries", "cache_pruning",
-    "cache", "contract", "wellknown", "registry",
+    "cache", "contract", "devices", "wellknown", "registry",
     "planning.corners", "planning.shapes", "planning.cost", "planning.partition", "planning.verifier",
     "planning.operators", "planning.contests",
     "planning.bisection", "planning.fewest", "planning.precision",
@@ -36,9 +36,10 @@ ORDER = [
     "budget", "draft", "asked", "prepare", "ready", "trials", "precision_search", "repair", "resident", "footprint",
     "checks", "serving", "kept",
     "deployment", "requirements", "bundle",
-    "contest", "tune", "auto", "bench", "bisect", "compare", "lowered",
+    "contest", "tune", "auto", "sides", "facts", "diff", "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
-    "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli", "bench_cli", "bundle_cli", "cli",
+    "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli",
+    "diff_cli", "bench_cli", "bundle_cli", "cli",
 ]  # fmt: skip
 SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {

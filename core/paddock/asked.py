@@ -8,7 +8,7 @@ from paddock.config import HardwareConfig
 from paddock.errors import ConfigError, NotAvailable
 from paddock.model import Model
 from paddock.placing import Denials, Link
-from paddock.plan import Verdict
+from paddock.plan import Means, PrecisionPlan, Verdict
 from paddock.planning.operators import matching
 from paddock.planning.shapes import describe_shape
 from paddock.registry import Registry, Resolved
@@ -67,3 +67,25 @@ def check_contract(resolved: Resolved, model: Model) -> None:
             where="$.shapes",
             remedy="fix them in shapes, one extent for each dimension",
         )
+
+
+def check_effect(config: HardwareConfig, precision: PrecisionPlan, parts: int) -> None:
+    """Raises `NotAvailable` where what was asked for changes nothing, or cannot be had; `parts` are the segments."""
+    if precision.means in (Means.CAST, Means.QUANTIZE) and not precision.storage:
+        narrow = [node for node in precision.nodes if node.dtype not in ("", "float32")]
+        if not narrow:
+            rows = [f"{op} ({count}): {reason}" for op, _, reason, count in precision.by_operator()]
+            raise NotAvailable(
+                f"precision {precision.precision} would have no effect: no node computes in it",
+                where="$.precision", candidates=rows[:8], remedy="set precision to fp32",
+            )  # fmt: skip
+    if precision.storage and not precision.weights_saved:
+        raise NotAvailable(
+            f"storage {config.storage} would have no effect: there are no float32 weights that it holds",
+            where="$.storage", remedy="leave it out",
+        )  # fmt: skip
+    if config.io_dtype is not None and (parts > 1 or precision.means is not Means.CAST):
+        raise NotAvailable(
+            "inputs and outputs change their dtype only where one adapter runs the whole model, cast by Paddock",
+            where="$.io_dtype", remedy="leave it out",
+        )  # fmt: skip

@@ -128,6 +128,23 @@ def settled(
     return HardwareConfig.load(known["config"])
 
 
+def settled_before(model: ModelSource, config: ConfigSource, registry: Registry, children: Children) -> HardwareConfig:
+    """The config itself or, where it says "auto", what was measured before: this measures nothing.
+
+    Raises `ConfigError` where nothing was.
+    """
+    found = read(config)
+    if isinstance(found, HardwareConfig):
+        return found
+    known = registry.store.get(_KEPT, _key(open_model(model, registry, children), found, registry))
+    if known is None:
+        raise ConfigError(
+            '"auto" was not settled for this model and host yet, and this measures nothing', where=found.source,
+            remedy="`paddock tune` finds the best and writes it as a config; deploying it once keeps the answer too",
+        )  # fmt: skip
+    return HardwareConfig.load(known["config"])
+
+
 def deploy(
     model: ModelSource,
     config: ConfigSource,

@@ -186,6 +186,11 @@ class Budgeter:
         budgets = dict(memory.budgets(plan, self.available))
         for what in budgets.keys() - {memory.LIMIT}:
             budgets[what] = int(budgets[what] * _SHARE)  # what is free now need not be while it is served
+        if not budgets:
+            raise NotAvailable(
+                f"nobody can tell how large a batch fits: the memory of {self.device.name} is not known",
+                where="$.batch_size", remedy="state a batch_size, or memory.limit",
+            )  # fmt: skip
         what, budget = min(budgets.items(), key=lambda item: item[1])
         one = self.at_batch(1)
         if one.most is None:

@@ -36,7 +36,7 @@ class BuiltSegment:
         Raises `NotAvailable` where the artifact does not fit this host, `BuildFailed` where it cannot be loaded.
         """
         kind, artifact = self.resolved, self.artifact
-        adapter = kind.registered.adapter(kind.config, kind.device)
+        adapter = kind.instance()
         verdict = building(f"{kind.name}: checking the artifact", lambda: adapter.compatible(artifact))
         if not verdict.usable:
             raise NotAvailable(f"{kind.name}: its artifact does not fit this host: {verdict.reason}")

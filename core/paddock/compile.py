@@ -163,5 +163,4 @@ def compile_in(child: Child, resolved: Resolved, model: Model, segment: SegmentP
 
 
 def _compile_here(resolved: Resolved, model: Model, segment: SegmentPlan, work: Path, cache: Path) -> Artifact:
-    adapter = resolved.registered.adapter(resolved.config, resolved.device)
-    return artifacts.normal(adapter.compile(model, segment, Context(work, cache)))
+    return artifacts.normal(resolved.instance().compile(model, segment, Context(work, cache)))

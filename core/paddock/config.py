@@ -295,6 +295,11 @@ class HardwareConfig(_Part):
         return isinstance(other, HardwareConfig) and self.__dict__ == other.__dict__
 
     @property
+    def source(self) -> str:
+        """The file it was read from, as errors name it."""
+        return self._source
+
+    @property
     def adapter(self) -> str:
         """`hardware/backend`."""
         return f"{self.hardware}/{self.backend}"

@@ -81,6 +81,16 @@ def _check_version(thing: Any, name: str) -> None:
         )
 
 
+def unknown_options(adapter: type[Adapter], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names among these options that the adapter's schema does not have."""
+    try:
+        adapter.Options.model_validate_json(json.dumps(dict(options)))
+    except ValidationError as error:
+        found = [f["loc"] for f in error.errors(include_url=False) if f["type"] == "extra_forbidden"]
+        return tuple(str(location[0]) for location in found if len(location) == 1)
+    return ()
+
+
 def parse_options(name: str, adapter: type[Adapter], config: HardwareConfig) -> BaseModel:
     """The config's `options` by the adapter's own schema; `ConfigError` names the option and those that exist."""
     try:

@@ -91,6 +91,8 @@ def carry_out(prepared: Prepared) -> Deployment:
 
     Where an SDK turns out to refuse nodes, and the config names fallbacks, the plan is made anew without them.
     """
+    if prepared.assumed:
+        raise NotAvailable(f"the plan is only to be looked at: {prepared.assumed}", remedy="deploy where these are")
     with prepared.config.named():
         try:
             samples = prepared.samples()

@@ -93,6 +93,8 @@ class NotAvailable(PaddockError):
 
     nodes: tuple[int, ...] = ()
     """The nodes that nobody takes, where it is about these."""
+    reasons: tuple[str, ...] = ()
+    """Why nobody takes each of them."""
 
 
 class AccuracyRefused(PaddockError):

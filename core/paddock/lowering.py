@@ -195,7 +195,9 @@ class Lowering:
             wide = [node for node in made if node.dtype == WIDE]
             narrow = [node for node in made if node.dtype != WIDE]
             first = (wide or narrow)[0]
-            dtype = first.dtype if not wide or not narrow else f"{narrow[0].dtype} and {WIDE}"
+            dtype = first.dtype
+            if wide and narrow:  # what is narrow may itself stand for several nodes, of both kinds
+                dtype = f"{narrow[0].dtype.partition(' and ')[0]} and {WIDE}"
             traced[index] = NodePrecision(index, self.origin.graph.nodes[index].type, dtype, first.reason)
         return traced
 
@@ -236,7 +238,7 @@ class Lowering:
 
 def checked_means(resolved: Resolved, precision: Precision) -> Means:
     """The adapter's `means`; raises `BuildFailed` where that is none which can lead to `precision`."""
-    adapter = resolved.registered.adapter(resolved.config, resolved.device)
+    adapter = resolved.instance()
     found: object = building(f"{resolved.name}: means", lambda: adapter.means(precision))
     able = (Means.BACKEND, Means.QUANTIZE if precision is Precision.INT8 else Means.CAST)
     if not isinstance(found, Means) or found not in able:

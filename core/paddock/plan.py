@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -280,10 +280,6 @@ class Plan:
         """The inverse of `to_json`; raises pydantic's ValidationError on foreign data."""
         return _plans().validate_python(data)
 
-    def diff(self, other: Plan) -> Iterator[tuple[str, Any, Any]]:
-        """Every place where two plans' semantics differ: (dotted path, here, there)."""
-        yield from _differences("", self.semantics(), other.semantics())
-
 
 _PRECISE = ("precision", "means", "keep_fp32", "storage", "casts", "border", "calibration")
 
@@ -292,14 +288,6 @@ def digest(data: Any) -> str:
     """SHA-256 (hex) of JSON data, independent of key order."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _differences(path: str, here: Any, there: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(here, Mapping) and isinstance(there, Mapping):
-        for key in sorted({*here, *there}):
-            yield from _differences(f"{path}.{key}" if path else str(key), here.get(key), there.get(key))
-    elif here != there:
-        yield path, here, there
 
 
 @cache

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from paddock.asked import check_contract, check_fallback, excluded
+from paddock.asked import check_contract, check_effect, check_fallback, excluded
 from paddock.budget import Budgeter
 from paddock.built import interface
 from paddock.cache import Store
@@ -24,8 +24,8 @@ from paddock.graph import Graph
 from paddock.host import building
 from paddock.lowering import Lowering, checked_means
 from paddock.model import Model
-from paddock.placing import Denials, Link, Placed, place_model
-from paddock.plan import Means, Plan, Precision, PrecisionPlan, Verdict
+from paddock.placing import Denials, Link, place_model
+from paddock.plan import Means, Plan, Precision, Verdict
 from paddock.planning.precision import NARROW, Keep, asked_to_keep, in_fp32, is_quantised, together
 from paddock.planning.shapes import apply_shapes
 from paddock.reading import open_model
@@ -60,8 +60,13 @@ def prepare(
     registry: Registry | None = None,
     progress: Progress | None = None,
     samples: Sequence[Mapping[str, Any]] | None = None,
+    assume: bool = False,
 ) -> Prepared:
-    """The plan, with all that it takes to carry it out. Same arguments and errors as `paddock.deploy`."""
+    """The plan, with all that it takes to carry it out. Same arguments and errors as `paddock.deploy`.
+
+    With `assume`, it is a plan for the config's own adapter even where its SDK or device is not here (see
+    `Registry.consider`): to be looked at, and refused by whoever carries plans out.
+    """
     config = HardwareConfig.load(config)
     registry = registry if registry is not None else Registry.discover()
     tell = progress or (lambda message: None)
@@ -76,7 +81,7 @@ def prepare(
             given = given_samples(samples, admitting, config)
             keep = asked_to_keep(origin, config)
             calibration = calibration_samples(admitting, config, is_quantised(origin))
-            resolved = registry.resolve(config)
+            resolved = registry.resolve(config, assume)
             check_fallback(config, registry)
             job = _Job(
                 name, config, origin, admitting, registry, children, resolved, work, tell, given, calibration
@@ -142,7 +147,7 @@ class _Job:
         precision = together(self.origin, asked, [(p.dtypes, p.precision) for p in placed.parts], keep)
         border = "" if self.config.io_dtype is None else NARROW[Precision(self.config.io_dtype)]
         precision = replace(precision, border=border, calibration=self._calibrated_on)
-        self._check_effect(precision, placed)
+        check_effect(self.config, precision, len(placed.parts))
         candidates = _references(self.registry, self.origin, self.config.accuracy.verify)
         reference = tuple(entry.adapter.name() for entry in candidates)
         told = (*notes, *lower.notes)
@@ -161,7 +166,7 @@ class _Job:
             wide: list[Link] = []
         else:
             config = self.config.model_copy(update={"precision": Precision.FP32})
-            resolved = self.registry.consider(name, config)
+            resolved = self.registry.consider(name, config, bool(self.resolved.assumed))
             threads = self.resolved.config.threads
             resolved = replace(resolved, config=replace(resolved.config, threads=threads))
             wide = [Link(in_fp32(name), partial(self._workshop, resolved))]
@@ -188,27 +193,6 @@ class _Job:
             trial or self.registry.store,
         )
 
-    def _check_effect(self, precision: PrecisionPlan, placed: Placed) -> None:
-        """Raises `NotAvailable` where what was asked for changes nothing, or cannot be had."""
-        if precision.means in (Means.CAST, Means.QUANTIZE) and not precision.storage:
-            narrow = [node for node in precision.nodes if node.dtype not in ("", "float32")]
-            if not narrow:
-                rows = [f"{op} ({count}): {reason}" for op, _, reason, count in precision.by_operator()]
-                raise NotAvailable(
-                    f"precision {precision.precision} would have no effect: no node computes in it",
-                    where="$.precision", candidates=rows[:8], remedy="set precision to fp32",
-                )  # fmt: skip
-        if precision.storage and not precision.weights_saved:
-            raise NotAvailable(
-                f"storage {self.config.storage} would have no effect: there are no float32 weights that it holds",
-                where="$.storage", remedy="leave it out",
-            )  # fmt: skip
-        if self.config.io_dtype is not None and (len(placed.parts) > 1 or precision.means is not Means.CAST):
-            raise NotAvailable(
-                "inputs and outputs change their dtype only where one adapter runs the whole model, cast by Paddock",
-                where="$.io_dtype", remedy="leave it out",
-            )  # fmt: skip
-
     def samples(self) -> Samples:
         """What the deployment is to be checked on; raises `ConfigError` where it does not fit the model."""
         return self._judging
@@ -225,7 +209,8 @@ class _Job:
         return digest_samples(self.calibration) if self.calibration else ""
 
     def _workshop(self, resolved: Resolved) -> Workshop:
-        check_contract(resolved, self.origin)
+        if not resolved.assumed:  # what is only looked at may show all that stands against it
+            check_contract(resolved, self.origin)
         work, cache = adapter_folders(self.registry, self.work, resolved)
         workshop = Workshop(self.registry, self.children, resolved, Context(work, cache, self.tell))
         building(f"{resolved.name}: constructing", workshop.adapter)
@@ -242,15 +227,19 @@ class _Job:
             "threads": None,
             "devices": (0,),
         }
-        try:
-            resolved = self.registry.consider(name, config.model_copy(update=changes))
-        except NotAvailable:
-            if config.precision is Precision.FP32:
-                raise
-            changes["precision"] = Precision.FP32
-            resolved = self.registry.consider(name, config.model_copy(update=changes))
-        threads = self.resolved.config.threads
-        return self._workshop(replace(resolved, config=replace(resolved.config, threads=threads)))
+        # On a host that is not this one fallbacks may be assumed too; those that are here are taken as they are.
+        assuming = (False, True) if self.resolved.assumed else (False,)
+        ways = itertools.product(assuming, dict.fromkeys((config.precision, Precision.FP32)))
+        for assume, precision in ways:
+            asked = config.model_copy(update={**changes, "precision": precision})
+            try:
+                resolved = self.registry.consider(name, asked, assume)
+            except NotAvailable as error:
+                refused = error
+            else:
+                threads = self.resolved.config.threads
+                return self._workshop(replace(resolved, config=replace(resolved.config, threads=threads)))
+        raise refused
 
 
 @dataclass(frozen=True)
@@ -275,6 +264,11 @@ class Prepared:
     def name(self) -> str:
         """The deployment's name in events."""
         return self.job.name
+
+    @property
+    def assumed(self) -> str:
+        """What is not here that the plan rests on; "" for one that can be carried out."""
+        return self.job.resolved.assumed
 
     @property
     def config(self) -> HardwareConfig:

@@ -176,7 +176,7 @@ def _write_here(
     if name not in _CALIBRATED:
         _CALIBRATED.clear()
         samples = [read_npz(file, "the work folder") for file in sorted(fed.glob("*.npz"))]
-        adapter = resolved.registered.adapter(resolved.config, resolved.device)
+        adapter = resolved.instance()
         work = fed.parent / f"{fed.name}-work"
         work.mkdir(exist_ok=True)
         made: Quantizer = building(f"{resolved.name}: calibrating", lambda: adapter.quantizer(target, samples, work))

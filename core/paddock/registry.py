@@ -14,7 +14,7 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from paddock.cache import Store, source_digest
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig
 from paddock.contract import check_adapter, check_format, parse_options
+from paddock.devices import assumed_device, pick_device
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, did_you_mean
 from paddock.machine import host_facts, share_of_threads
 from paddock.plan import Verdict
@@ -70,11 +71,17 @@ class Resolved:
     device: Device
     versions: Mapping[str, str]
     skipped: tuple[tuple[str, str], ...] = ()
+    assumed: str = ""
+    """What is not here, where the device is one that is only assumed: nothing is ever built for it."""
 
     @property
     def name(self) -> str:
         """`hardware/backend`."""
         return self.registered.adapter.name()
+
+    def instance(self) -> Adapter:
+        """The adapter for this config; it is given no device where that is only assumed."""
+        return self.registered.adapter(self.config, None if self.assumed else self.device)
 
 
 @dataclass
@@ -204,25 +211,25 @@ class Registry:
         answers = zip(entries, probes, found, strict=True)
         return {f"{e.adapter.name()} ({e.distribution})": (e, probe, devices) for e, probe, devices in answers}
 
-    def resolve(self, config: HardwareConfig) -> Resolved:
+    def resolve(self, config: HardwareConfig, assume: bool = False) -> Resolved:
         """The adapter that serves `config`: its own, else the first of its `candidates` that is available.
+
+        With `assume` it is its own, whether its device is here or not: see `consider`.
 
         Raises the adapter's own error where it is the only one considered, else `NotAvailable` listing each.
         """
-        for key, names in (("candidates", config.candidates), ("fallback", config.fallback)):
-            for position, name in enumerate(names):
-                self._check_name(name, f"$.{key}[{position}]")
+        self.check_names(config)
         passed: list[tuple[str, PaddockError]] = []
-        for name in (config.adapter, *config.candidates):
+        for name in (config.adapter, *(() if assume else config.candidates)):
             try:
-                resolved = self.consider(name, config)
+                resolved = self.consider(name, config, assume)
             except PaddockError as error:
                 if name == config.adapter and isinstance(error, ConfigError):
                     raise  # a misspelt option is no reason to take another adapter
                 passed.append((name, error))
                 continue
             skipped = tuple((name, error.problem) for name, error in passed)
-            return Resolved(resolved.registered, resolved.config, resolved.device, resolved.versions, skipped)
+            return replace(resolved, skipped=skipped)
         if len(passed) == 1:
             raise passed[0][1]
         raise NotAvailable(
@@ -231,17 +238,38 @@ class Registry:
             remedy="`paddock doctor` says what each one needs",
         )
 
-    def _check_name(self, name: str, where: str) -> None:
-        """Raises `ConfigError` for a name that no plugin, installed or well known, has: a misspelt one."""
+    def check_names(self, config: HardwareConfig) -> None:
+        """Raises `ConfigError` for an adapter beside the first that no plugin, installed or well known, has."""
         known = list(dict.fromkeys((*self.adapters, *well_known())))
-        if self.canonical(name) not in known:
-            raise ConfigError("no such adapter", where=where, candidates=known, remedy=did_you_mean(name, known))
+        for key, names in (("candidates", config.candidates), ("fallback", config.fallback)):
+            for position, name in enumerate(names):
+                if self.canonical(name) not in known:
+                    where, near = f"$.{key}[{position}]", did_you_mean(name, known)
+                    raise ConfigError("no such adapter", where=where, candidates=known, remedy=near)
 
-    def consider(self, name: str, config: HardwareConfig) -> Resolved:
-        """One adapter for a config, or the error that says why not."""
+    def consider(self, name: str, config: HardwareConfig, assume: bool = False) -> Resolved:
+        """One adapter for a config, or the error that says why not.
+
+        With `assume`, an SDK, device or precision of a device that is not here is taken as the adapter declares it: for
+        a plan that is only looked at.
+        """
         registered = self.get(name)
         adapter = registered.adapter
-        probe = self.probe(registered)
+        missing, probe = "", self.probe(registered)
+        try:
+            device = self._device(name, registered, probe, config)
+        except NotAvailable as error:
+            if not assume or config.precision not in adapter.precisions:
+                raise
+            missing, device = error.problem, assumed_device(adapter, config)
+        resolved = ResolvedConfig(config, parse_options(name, adapter, config), share_of_threads(config))
+        versions = {registered.distribution: f"{registered.version}+{registered.sources}", **probe.versions}
+        if missing:
+            versions[f"{name}'s device"] = "assumed"  # in every key: what is kept of it is nobody else's
+        return Resolved(registered, resolved, device, versions, assumed=missing)
+
+    def _device(self, name: str, registered: Registered, probe: Probe, config: HardwareConfig) -> Device:
+        adapter = registered.adapter
         if not probe.verdict.usable:
             raise NotAvailable(f"{name}: {probe.verdict.reason}", remedy=probe.remedy or None)
         if config.precision not in adapter.precisions:
@@ -254,18 +282,7 @@ class Registry:
         devices = self.devices(registered, probe)
         if not devices.verdict.usable:
             raise NotAvailable(f"{name}: {devices.verdict.reason}", remedy=probe.remedy or "see `paddock doctor`")
-        device = _pick_device(name, devices, config)
-        verdict = device.precisions.get(config.precision, Verdict.no("the device does not list it"))
-        if not verdict.usable:
-            raise NotAvailable(
-                f"{name} does not compute in {config.precision} on {device.name}: {verdict.reason}",
-                where="$.precision",
-                candidates=sorted(p for p, v in device.precisions.items() if v.usable),
-                remedy="choose one of these, or another backend",
-            )
-        resolved = ResolvedConfig(config, parse_options(name, adapter, config), share_of_threads(config))
-        plugin = {registered.distribution: f"{registered.version}+{registered.sources}"}
-        return Resolved(registered, resolved, device, {**plugin, **probe.versions})
+        return pick_device(name, devices, config)
 
     def references(self, format: str) -> list[Registered]:
         """The adapters that declare themselves a reference for this format, best first, installed ones only."""
@@ -375,21 +392,3 @@ def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
 
 def _flat(answers: Any) -> list[Any]:
     return [item for answer in answers for item in answer]
-
-
-def _pick_device(name: str, devices: Devices, config: HardwareConfig) -> Device:
-    known = {device.index: device for device in devices.devices}
-    for index in config.devices:
-        if index not in known:
-            raise NotAvailable(
-                f"{name} has no device {index} here",
-                where="$.devices",
-                candidates=[f"{d.index} ({d.name})" for d in devices.devices],
-            )
-    if len(config.devices) > 1:
-        raise ConfigError(
-            "several devices for one deployment are not available in this version",
-            where="$.devices",
-            remedy="make one deployment for each device",
-        )
-    return known[config.devices[0]]

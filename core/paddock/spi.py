@@ -303,6 +303,7 @@ class Adapter(ABC):
     Options: ClassVar[type[BaseModel]] = NoOptions
 
     def __init__(self, config: ResolvedConfig, device: Device | None) -> None:
+        """`device` is None where a plan is made without it: what only the device can tell is then *provisional*."""
         self.config = config
         self.device = device
 

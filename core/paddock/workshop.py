@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from paddock.child import Child, Children
-from paddock.errors import BuildFailed
+from paddock.errors import BuildFailed, PaddockError
 from paddock.host import building
 from paddock.machine import host_facts
 from paddock.model import Model
@@ -43,7 +43,7 @@ class Workshop:
 
     def adapter(self) -> Adapter:
         """The adapter's instance for this deployment."""
-        return self.resolved.registered.adapter(self.resolved.config, self.resolved.device)
+        return self.resolved.instance()
 
 
 def adapter_cache(registry: Registry, resolved: Resolved) -> Path:
@@ -103,7 +103,10 @@ def _verdicts() -> TypeAdapter[tuple[Verdict, ...]]:
 
 
 def select(workshop: Workshop, model: Model, child: Child | None = None) -> Selection:
-    """The adapter's verdicts for every node, asked in a child and kept by model, shapes, versions and options."""
+    """The adapter's verdicts for every node, asked in a child and kept by model, shapes, versions and options.
+
+    Where its device is only assumed, whatever it fails with leaves them all open.
+    """
     resolved = workshop.resolved
     key = [
         model.fingerprint, {s: str(r) for s, r in model.graph.bounds.items()},
@@ -117,7 +120,13 @@ def select(workshop: Workshop, model: Model, child: Child | None = None) -> Sele
         )
         return _verdicts().dump_python(tuple(found.verdicts), mode="json")
 
-    return Selection(_verdicts().validate_python(workshop.registry.store.remembered("selections", key, ask)))
+    try:
+        return Selection(_verdicts().validate_python(workshop.registry.store.remembered("selections", key, ask)))
+    except PaddockError as error:
+        if not resolved.assumed:
+            raise
+        reason = f"cannot be asked without its device: {error.problem}"
+        return Selection((Verdict.provisional(reason, workshop.name),) * len(model.graph.nodes))
 
 
 def defects(workshop: Workshop, model: Model) -> tuple[Remedy, ...]:
@@ -133,8 +142,7 @@ def defects(workshop: Workshop, model: Model) -> tuple[Remedy, ...]:
 
 
 def _select_here(resolved: Resolved, model: Model, work: Path, cache: Path) -> Selection:
-    adapter = resolved.registered.adapter(resolved.config, resolved.device)
-    found: object = adapter.select_operators(model, Context(work, cache))
+    found: object = resolved.instance().select_operators(model, Context(work, cache))
     if not isinstance(found, Selection):
         raise BuildFailed(f"{resolved.name}: select_operators() returned a {type(found).__name__}, not a Selection")
     if not all(isinstance(verdict, Verdict) for verdict in found.verdicts):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import paddock_fakes_segments as odd
 import pytest
-from paddock import cache, kept, machine, registry
+from paddock import cache, devices, kept, machine, registry
 from paddock.config import HardwareConfig
 from paddock.deployment import Deployment, deploy
 from paddock.errors import AccuracyRefused, MemoryRefused, PaddockError, StrictnessError
@@ -142,12 +142,12 @@ def _other_sdk(monkeypatch: pytest.MonkeyPatch, plugins: Registry) -> None:
 
 
 def _other_device(monkeypatch: pytest.MonkeyPatch, plugins: Registry) -> None:
-    real = registry._pick_device
+    real = devices.pick_device
 
     def other(*args: Any) -> Device:
         return replace(real(*args), name="another CPU")
 
-    monkeypatch.setattr(registry, "_pick_device", other)
+    monkeypatch.setattr(registry, "pick_device", other)
 
 
 def _other_host(fact: str, value: Any) -> Any:

@@ -267,15 +267,15 @@ def _passed(
 
 
 def _uncovered(graph: Graph, chain: Sequence[Candidate], nodes: Sequence[Node], remedy: str | None) -> NotAvailable:
-    lines = [
-        f"{node.label}: "
-        + "; ".join(
+    reasons = [
+        "; ".join(
             (f"{c.adapter}: " if len(chain) > 1 else "") + f"{c.verdicts[node.index].reason} "
             f"[{c.verdicts[node.index].source}]"
             for c in chain
         )
-        for node in nodes[:_SHOWN]
+        for node in nodes
     ]
+    lines = [f"{node.label}: {reason}" for node, reason in zip(nodes[:_SHOWN], reasons, strict=False)]
     more = f" (the first {_SHOWN} below)" if len(nodes) > _SHOWN else ""
     takers = chain[0].adapter if len(chain) == 1 else f"none of {', '.join(c.adapter for c in chain)}"
     verb = "does not take" if len(chain) == 1 else "takes"
@@ -284,5 +284,5 @@ def _uncovered(graph: Graph, chain: Sequence[Candidate], nodes: Sequence[Node], 
         candidates=lines,
         remedy=remedy or "choose a backend that runs them (`paddock verify --all` tries every one that is here)",
     )
-    error.nodes = tuple(node.index for node in nodes)
+    error.nodes, error.reasons = tuple(node.index for node in nodes), tuple(reasons)
     return error

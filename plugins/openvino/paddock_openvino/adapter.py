@@ -48,7 +48,7 @@ from paddock_openvino import blob, footprint
 from paddock_openvino.capabilities import computes_int8, int8
 from paddock_openvino.integers import WIDE, Integers
 from paddock_openvino.kept import bound_primitives, kernels_kept
-from paddock_openvino.operators import essence, keep_names, verdicts
+from paddock_openvino.operators import essence, keep_names, readable, verdicts
 from paddock_openvino.sdk import core, openvino, read_bounded
 from paddock_openvino.session import OpenVinoSession
 
@@ -362,6 +362,13 @@ class _Accelerator(OpenVinoAdapter):
         super().__init__(config, device)
         if config.config.threads is not None:
             raise ConfigError(f"threads have no effect on {self.name()}", where="$.threads", remedy="leave it out")
+
+    def select_operators(self, model: Model, context: Context) -> Selection:
+        """See `OpenVinoAdapter`; without a device, what OpenVINO cannot even read."""
+        if self.device is not None:
+            return super().select_operators(model, context)
+        path, shapes = str(model.files["model"]), _shapes(model.graph)
+        return Selection(readable(model.graph, lambda: read_bounded(path, shapes), self.target))
 
 
 class GpuOpenVino(_Accelerator):

@@ -56,6 +56,21 @@ def verdicts(graph: Graph, read: Callable[[], Any], core: Any, device: str, prop
     return tuple(found)
 
 
+def readable(graph: Graph, read: Callable[[], Any], device: str) -> tuple[Verdict, ...]:
+    """One verdict for each node of the graph where the device is not here: no for what OpenVINO cannot read.
+
+    Arguments as of `verdicts`.
+    """
+    rest = Verdict.provisional(f"OpenVINO reads it; whether its {device} plugin takes it, only the device tells", READ)
+    try:
+        read()
+    except Exception as error:  # OpenVINO raises RuntimeError, and classes of its own for some failures
+        answers = _unread(graph, str(error))
+    else:
+        answers = [rest] * len(graph.nodes)
+    return tuple(_by_dtype(node, graph) or answer for node, answer in zip(graph.nodes, answers, strict=True))
+
+
 def keep_names(model: Any, inputs: Sequence[str], opset: Any) -> None:
     """Gives inputs that are also outputs their own names back.
 

@@ -447,6 +447,22 @@ def test_threads_are_refused_where_the_host_computes_nothing(adapter: type[GpuOp
         adapter(ResolvedConfig(config, adapter.Options(), 2), None)
 
 
+@pytest.mark.parametrize("adapter", [GpuOpenVino, NpuOpenVino])
+def test_without_its_device_what_cannot_be_read_is_a_no_and_the_rest_provisional(
+    adapter: type[GpuOpenVino | NpuOpenVino], tmp_path: Path
+) -> None:
+    config = HardwareConfig.load({"hardware": adapter.hardware, "backend": "openvino", "precision": "fp16"})
+    asked = adapter(ResolvedConfig(config, adapter.Options(), 1), None)
+    context = Context(tmp_path, tmp_path)
+    found = asked.select_operators(model_of(strange(), tmp_path), context).verdicts
+    assert [v.answer for v in found] == [Answer.PROVISIONAL, Answer.NO, Answer.PROVISIONAL]
+    found = asked.select_operators(model_of(mlp(), tmp_path), context).verdicts
+    assert {v.answer for v in found} == {Answer.PROVISIONAL} and "only the device tells" in found[0].reason
+    strings = proto([h.make_node("Identity", ["x"], ["y"])], [("x", T.STRING, ["N"])], [("y", T.STRING, ["N"])])
+    (verdict,) = asked.select_operators(model_of(strings, tmp_path), context).verdicts
+    assert verdict.answer is Answer.NO and "string" in verdict.reason
+
+
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
     return subprocess.run([sys.executable, "-c", path + code, *arguments], capture_output=True, text=True, check=False)
