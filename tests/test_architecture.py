@@ -36,7 +36,7 @@ ORDER = [
     "budget", "draft", "asked", "prepare", "trials", "precision_search", "repair", "resident", "footprint", "checks",
     "serving",
     "deployment",
-    "contest", "tune", "auto", "bench", "bisect", "compare", "lowered",
+    "contest", "contenders", "tune", "auto", "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli", "bench_cli", "cli",
 ]  # fmt: skip
