@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from paddock.contenders import Candidate, candidates, turned
 from paddock.contest import Contest, Contestant
-from paddock.machine import cpu
+from paddock.machine import cores, cpu
 from paddock.planning.contests import ratio
 from paddock.registry import Registry
 from paddock.tune import Tuned, tune
@@ -135,8 +136,8 @@ def _raced(model: Path, field: Mapping[str, Candidate], mine: str, rounds: int) 
     """What became of each contestant: its milliseconds by turn, or why it could not be deployed."""
     with Contest(model, memory=False) as contest:
         entered = {label: Contestant(label, candidate.config) for label, candidate in field.items()}
-        for contestant in entered.values():
-            contest.open(contestant)
+        with ThreadPoolExecutor(cores()) as pool:
+            list(pool.map(contest.open, entered.values()))
         running = [c for c in entered.values() if c.error is None]
         for number in range(rounds):
             contest.round(running)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 from paddock import compile as compile_module
-from paddock import deployment as deployment_module
+from paddock import trials
 from paddock import workshop as workshop_module
 from paddock.cache import Store
 from paddock.child import Children
@@ -158,8 +158,7 @@ def test_what_failed_once_is_tried_in_a_child_again(registry: Registry, children
 def test_a_process_that_may_be_lost_tries_nothing_in_another(
     registry: Registry, children: Children, double: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = deployment_module.try_out
-    monkeypatch.setattr(deployment_module, "try_out", lambda *args: pytest.fail("it was tried in a child"))
+    monkeypatch.setattr("paddock.deployment.try_out", lambda *args: pytest.fail("it was tried in a child"))
     ours = config(options={"level": 2})
     for options, error, problem in (
         ({"compile": "raise"}, BuildFailed, "ArithmeticError"), ({"load": "raise"}, BuildFailed, "ArithmeticError"),
@@ -172,7 +171,7 @@ def test_a_process_that_may_be_lost_tries_nothing_in_another(
         works(deployment)
     with deploy(double, ours, registry=registry, children=children) as deployment:
         works(deployment)  # what was loaded and verified there has been tried
-    monkeypatch.setattr(deployment_module, "try_out", usual)
+    monkeypatch.setattr("paddock.deployment.try_out", trials.try_out)
     with pytest.raises(BuildFailed, match="SIGABRT"):  # and outside of it everything is as it was
         deploy(double, config(options={"load": "abort"}), registry=registry, children=children)
 
