@@ -99,7 +99,9 @@ class _Race:
         found = None
         if name != winner:
             compared = ratio(self.scores(name), self.scores(winner))
-            found = (compared.median, compared.low, compared.high) if compared.turns >= 3 else None
+            if compared.turns >= 3:
+                found = compared.median, compared.low, compared.high
+                verdict = "tied" if compared.tied else verdict
         latency = throughput = None
         if contestant.rounds:
             latency = 1e3 * float(np.median(contestant.latencies))
@@ -246,8 +248,10 @@ def tune(
             best = race.heats([], [replace(c, aside="") for c in plain if c.aside == LAST_RESORT])
         if not best:
             raise _none(race)
-        best = race.turns(best, registry)
-        return _result(race, _confirmed(race, best, plain), time.monotonic() - begun)
+        finalists = _confirmed(race, race.turns(best, registry), plain)
+        if not finalists:
+            raise _none(race)  # each of them failed while it was measured
+        return _result(race, finalists, time.monotonic() - begun)
 
 
 def _confirmed(race: _Race, best: Sequence[str], plain: Sequence[Candidate]) -> list[str]:

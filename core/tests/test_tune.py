@@ -30,6 +30,7 @@ class Told:
     """A contest in which a config's speed is told: seconds for a run; None where it cannot be deployed."""
 
     speed: Speed
+    dies: Callable[[str, int], bool]
     alive: set[str]
     most: int
     opened: list[str]
@@ -62,6 +63,9 @@ class Told:
         drift = math.exp(math.sin(self.turn))
         for contestant in contestants:
             assert contestant.label in Told.alive, "it is not running"
+            if contestant.error is not None or Told.dies(contestant.label, self.turn):
+                contestant.error = contestant.error or BuildFailed("the process crashed with SIGSEGV")
+                continue
             speed = Told.speed(contestant.source)
             assert speed is not None
             took = [speed * drift * math.exp(self.rng.normal(0, 0.02)) for _ in range(5)]
@@ -125,8 +129,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "open_model", lambda *asked: SimpleNamespace(format="onnx"))
 
 
-def tuned(speed: Speed, registry: Registry, base: Mapping[str, Any] | None = None, **options: Any) -> Tuned:
-    Told.speed = staticmethod(speed)
+def tuned(
+    speed: Speed,
+    registry: Registry,
+    base: Mapping[str, Any] | None = None,
+    dies: Callable[[str, int], bool] = lambda label, turn: False,
+    **options: Any,
+) -> Tuned:
+    Told.speed, Told.dies = staticmethod(speed), staticmethod(dies)
     found = tune.tune(Path("m.onnx"), base or {}, registry=registry, **options)
     assert Told.most <= tune.ALIVE + 1 and not Told.alive
     return found
@@ -181,6 +191,17 @@ def test_who_cannot_be_deployed_is_told_and_loses_nothing() -> None:
     with pytest.raises(NotAvailable, match="no candidate could be deployed") as caught:
         tuned(lambda config: None, host(*SEVEN))
     assert len(caught.value.candidates) == 7 and "cpu/a0 fp32: it does not fit" in caught.value.candidates
+
+
+def test_who_crashes_while_it_is_measured_loses_nothing_for_the_others() -> None:
+    speeds = {f"a{n}": 1.0 + n for n in range(7)}
+    found = tuned(lambda c: speeds[c["backend"]], host(*SEVEN), dies=lambda label, turn: "a0" in label and turn > 1)
+    rows = {row.adapter: row for row in found.tried}
+    assert found.config["backend"] == "a1" and rows["cpu/a0"].verdict == "refused"
+    assert rows["cpu/a0"].reason == "the process crashed with SIGSEGV"
+    with pytest.raises(NotAvailable) as caught:
+        tuned(lambda c: 1.0, host("cpu/a", "cpu/b"), dies=lambda label, turn: turn > 5)
+    assert len(caught.value.candidates) == 2 and "SIGSEGV" in caught.value.candidates[0]
 
 
 def test_after_its_time_nothing_further_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
