@@ -7,6 +7,7 @@ the next ones. The winner is confirmed against the runner-up and the plain defau
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ RUNGS = (3, 6)
 """Rounds of a heat; after each, whoever is sure to be slower than the best leaves, but for the best two."""
 FINAL = 15
 """Rounds between the winner, the runner-up and the plain default."""
+BUSY = 0.5
+"""Of the cores: from this load on the reason says that others were computing as well."""
 PATIENCE = 60.0
 """Seconds that a candidate may take to be deployed at the end of the time, where others stand already: quantising and
 the search for nodes that have to stay in fp32 can take many minutes."""
@@ -71,6 +74,8 @@ class Tuned:
     reason: str
     tried: tuple[Tried, ...]
     seconds: float
+    load: float = 0.0
+    """How many threads of others wanted to run, on average over the minute before."""
 
 
 @dataclass
@@ -235,7 +240,7 @@ def tune(
         ModelError: The model cannot be read.
         NotAvailable: No candidate could be deployed; lists why.
     """
-    begun = time.monotonic()
+    begun, load = time.monotonic(), os.getloadavg()[0]
     tell = progress or (lambda message: None)
     registry = registry if registry is not None else Registry.discover()
     with Children() as children:
@@ -251,7 +256,9 @@ def tune(
         finalists = _confirmed(race, race.turns(best, registry), plain)
         if not finalists:
             raise _none(race)  # each of them failed while it was measured
-        return _result(race, finalists, time.monotonic() - begun)
+        found = _result(race, finalists, time.monotonic() - begun)
+    busy = f"; the host was busy (load {load:.1f} on {cores()} cores), which favours few threads"
+    return replace(found, load=round(load, 2), reason=found.reason + (busy if load > BUSY * cores() else ""))
 
 
 def _confirmed(race: _Race, best: Sequence[str], plain: Sequence[Candidate]) -> list[str]:

@@ -125,6 +125,7 @@ def host(
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "Contest", Told)
     monkeypatch.setattr(tune, "cores", lambda: 1)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.1, 0.1))
     monkeypatch.setattr(contenders, "cores", lambda: 1)
     monkeypatch.setattr(tune, "open_model", lambda *asked: SimpleNamespace(format="onnx"))
 
@@ -202,6 +203,14 @@ def test_who_crashes_while_it_is_measured_loses_nothing_for_the_others() -> None
     with pytest.raises(NotAvailable) as caught:
         tuned(lambda c: 1.0, host("cpu/a", "cpu/b"), dies=lambda label, turn: turn > 5)
     assert len(caught.value.candidates) == 2 and "SIGSEGV" in caught.value.candidates[0]
+
+
+def test_a_busy_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuned(lambda config: 1.0, host("cpu/a"))
+    assert found.load == 0.1 and "busy" not in found.reason
+    monkeypatch.setattr("os.getloadavg", lambda: (3.0, 1.0, 1.0))
+    found = tuned(lambda config: 1.0, host("cpu/a"))
+    assert found.load == 3.0 and "the host was busy (load 3.0 on 1 cores)" in found.reason
 
 
 def test_after_its_time_nothing_further_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
