@@ -9,7 +9,7 @@ NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
 DOWNLOAD := 440 MB
 DISK     := 1.6 GB
 
-.PHONY: demo test long lint bench precision memory nodes light schema clean
+.PHONY: demo test long lint bench precision memory auto nodes light schema clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -41,6 +41,10 @@ memory: $(READY)
 	$(BIN)/python -m benchmarks.layouts
 	$(BIN)/python -m benchmarks.footprint
 	$(BIN)/python -m benchmarks.growth
+
+# "auto" on ten models, beside each fixed adapter and an exhaustive search: an hour, on a machine with nothing else to do.
+auto: $(READY)
+	$(BIN)/python -m benchmarks.auto --pairs --resume
 
 # ONNX's own backend node tests on every CPU adapter that is fed ONNX: what runs natively, helped, not, or wrong.
 nodes: $(READY)

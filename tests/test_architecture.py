@@ -36,7 +36,7 @@ ORDER = [
     "budget", "draft", "asked", "prepare", "ready", "trials", "precision_search", "repair", "resident", "footprint",
     "checks", "serving", "kept",
     "deployment", "requirements", "bundle",
-    "contest", "tune", "auto", "sides", "facts", "diff", "bench", "bisect", "compare", "lowered",
+    "contest", "contenders", "tune", "auto", "sides", "facts", "diff", "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli",
     "diff_cli", "bench_cli", "bundle_cli", "cli",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from paddock.config import HardwareConfig, json_schema
+from paddock.auto import json_schema
+from paddock.config import HardwareConfig
 from paddock.errors import NotAvailable
 from paddock.registry import Registry
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,28 +17,38 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from paddock.child import Children
 from paddock.config import AUTO, AUTO_KEYS, HardwareConfig
+from paddock.config import json_schema as settled_schema
 from paddock.config_errors import as_config_error
+from paddock.contenders import Objective
 from paddock.deployment import Deployment
 from paddock.deployment import deploy as deploy_settled
 from paddock.errors import ConfigError, UsageError
 from paddock.jsontext import dump, loads, read_text
 from paddock.machine import host_facts
 from paddock.model import Model
+from paddock.plan import Precision
 from paddock.prepare import ConfigSource, ModelSource, Progress
 from paddock.reading import open_model
-from paddock.registry import Registry
-from paddock.tune import Objective, tune
+from paddock.registry import CORE, Registry
+from paddock.tune import tune
 
 _KEPT = "tuned"
+_SCHEMA_SAYS = {
+    "hardware": "The kind of device",
+    "backend": "What computes on it; `paddock adapters` lists the pairs",
+    "precision": "What to compute in",
+}
 
 
 class Tune(BaseModel):
-    """How an "auto" is settled: for how many seconds candidates are begun, and what is to be best."""
+    """How an "auto" is settled."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """For how many seconds candidates are begun."""
     objective: Objective = "latency"
+    """What is to be best: the time of single requests, requests per second with all instances busy, or memory."""
 
 
 class _Asked(BaseModel):
@@ -90,15 +101,35 @@ def read(source: ConfigSource) -> HardwareConfig | Auto:
     rest = {key: value for key, value in data.items() if key not in open_keys}
     shown = {"hardware": "any", "backend": "any", **rest}
     found = HardwareConfig.parse(json.dumps(shown), where, base).as_data()
+    if "precision" not in open_keys:
+        found.setdefault("precision", Precision.FP32.value)  # what a config means that leaves it out
     return Auto({k: v for k, v in found.items() if k not in open_keys}, how, where)
 
 
 def stated(source: ConfigSource | None) -> dict[str, Any]:
-    """What a config states, as data: all of it but what is "auto"; nothing where there is none."""
+    """What a config states, as data, with its precision: all of it but what is "auto"; nothing where there is none."""
     if source is None:
         return {}
     found = read(source)
-    return dict(found.stated) if isinstance(found, Auto) else found.as_data()
+    return dict(found.stated) if isinstance(found, Auto) else {"precision": found.precision.value, **found.as_data()}
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of what `deploy` takes, for editors: `HardwareConfig`'s, with "auto" and `tune`."""
+    schema = settled_schema()
+    own = Tune.model_json_schema()
+    properties = schema["properties"]
+    precision = dict(properties["precision"])
+    one = {"$ref": precision.pop("$ref")}
+    properties["precision"] = {"anyOf": [one, {"const": AUTO}], **precision}
+    for key in AUTO_KEYS:
+        properties[key]["description"] = f'{_SCHEMA_SAYS[key]}; "auto" is settled by measuring.'
+    properties["tune"] = {"$ref": "#/$defs/Tune"}
+    schema["$defs"]["Tune"] = own
+    # Without an "auto" it would have no effect.
+    found = [{"properties": {key: {"const": AUTO}}, "required": [key]} for key in AUTO_KEYS]
+    schema["dependentSchemas"] = {"tune": {"anyOf": found}}
+    return schema
 
 
 def settled(
@@ -123,6 +154,8 @@ def settled(
             Path(model), found.stated, seconds=found.tune.seconds, objective=found.tune.objective, registry=registry,
             progress=progress,
         )  # fmt: skip
+        if progress is not None:
+            progress(tuned.reason)
         known = asdict(tuned)
         registry.store.put(_KEPT, key, known)
     return HardwareConfig.load(known["config"])
@@ -169,4 +202,4 @@ def _key(model: Model, asked: Auto, registry: Registry) -> list[Any]:
         name: [[e.distribution, e.version, e.sources, dict(registry.probe(e).versions)] for e in entries]
         for name, entries in registry.adapters.items()
     }
-    return [model.fingerprint, dict(asked.stated), asked.tune.objective, here, host_facts()]
+    return [version(CORE), model.fingerprint, dict(asked.stated), asked.tune.objective, here, host_facts()]

@@ -119,7 +119,7 @@ def doctor(json: JsonFlag = False) -> None:
 @app.command()
 def schema(json: JsonFlag = False) -> None:
     """Prints the JSON Schema of the config, for editors (it is JSON with or without --json)."""
-    from paddock.config import json_schema
+    from paddock.auto import json_schema
 
     _terminal.document(json_schema())
 

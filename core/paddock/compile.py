@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,24 @@ def _closed(host: ExecutionHost) -> None:
     # A session that fails while it is closed, or has ended with its process, spoils no answer: it was a try.
     with suppress(PaddockError):
         host.close()
+
+
+_LOST: ContextVar[bool] = ContextVar("this process may be lost", default=False)
+
+
+@contextmanager
+def expendable() -> Iterator[None]:
+    """Within, what was never loaded here is loaded at once: this process is a child itself, and may be lost."""
+    token = _LOST.set(True)
+    try:
+        yield
+    finally:
+        _LOST.reset(token)
+
+
+def is_expendable() -> bool:
+    """Whether `expendable` holds."""
+    return _LOST.get()
 
 
 def is_tried(plan: Plan, part: Part) -> bool:

@@ -51,9 +51,29 @@ def check_adapter(adapter: Any) -> None:
         raise TypeError(f"{adapter.__name__}: shapes is a paddock.spi.Shapes, process a paddock.spi.Process")
     if not isinstance(adapter.concurrency, Concurrency):
         raise TypeError(f"{adapter.__name__}: concurrency is a paddock.spi.Concurrency")
+    if not isinstance(adapter.contends, bool):
+        raise TypeError(f"{adapter.__name__}: contends is True or False")
+    _check_knobs(adapter)
     roles = adapter.references
     if not isinstance(roles, Mapping) or not all(isinstance(role, ReferenceRole) for role in roles.values()):
         raise TypeError(f"{adapter.__name__}: references holds a paddock.spi.ReferenceRole for each format")
+
+
+def _check_knobs(adapter: type[Adapter]) -> None:
+    for kind, knobs in (("tunables", adapter.tunables), ("savers", adapter.savers)):
+        if not isinstance(knobs, Mapping) or not all(isinstance(values, tuple | list) for values in knobs.values()):
+            raise TypeError(
+                f"{adapter.__name__}: {kind} holds a tuple of values for each knob (a comma may be missing)"
+            )
+        for knob, values in knobs.items():
+            part, _, name = knob.partition(".")
+            if part != "options" or name not in adapter.Options.model_fields:
+                known = sorted(adapter.Options.model_fields)
+                raise TypeError(f"{adapter.__name__}: {kind} names {knob}, which is none of its options: {known}")
+            try:
+                json.dumps(values)
+            except (TypeError, ValueError):
+                raise TypeError(f"{adapter.__name__}: {kind} holds values of {knob} that are no JSON data") from None
 
 
 def check_format(format: Any, owner: str | None) -> None:

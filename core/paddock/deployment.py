@@ -10,7 +10,7 @@ from typing import Any
 from paddock import kept
 from paddock.checks import check_memory, measured, settled, verified, with_known_memory
 from paddock.child import Children
-from paddock.compile import Refused, build, compiled, is_tried, remember_tried
+from paddock.compile import Refused, build, compiled, is_expendable, is_tried, remember_tried
 from paddock.config import HardwareConfig
 from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
 from paddock.footprint import Measured, measured_alone
@@ -25,7 +25,7 @@ from paddock.sampling import Samples
 from paddock.serving import Deployment, Origin
 from paddock.spi import Artifact, Event
 from paddock.trials import REPLANS, replanned, try_out
-from paddock.verify import judge
+from paddock.verify import Outcome, judge
 
 __all__ = ["Deployment", "carry_out", "deploy"]
 
@@ -158,6 +158,8 @@ def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
         prepared.tell("verifying")
         report = verified(prepared, host, samples)
         judge(report, prepared.config, adapter)
+        if is_expendable() and report.outcome is not Outcome.OFF:
+            remember_tried(prepared.plan, prepared.parts[0])
     except BaseException as error:
         try:
             host.close()
@@ -204,9 +206,9 @@ def _measured_first(prepared: Prepared, samples: Sequence[Sample], budget: int) 
 
 
 def _artifacts(prepared: Prepared, samples: Sequence[Sample]) -> list[Artifact]:
-    """The artifacts, tried out in children unless this very plan was before."""
+    """The artifacts, tried out in children unless this very plan was before, or this process is there to be lost."""
     plan, parts = prepared.plan, prepared.parts
-    if is_tried(plan, parts[0]):
+    if is_tried(plan, parts[0]) or is_expendable():
         return build(plan, parts)
     artifacts = try_out(prepared, samples)
     remember_tried(plan, parts[0])

@@ -240,8 +240,7 @@ class Session(ABC):
         """Computes the outputs (all, or those named) from feeds that are checked, dense and row-major.
 
         Feeds are only read: they are the caller's own arrays. The arrays returned belong to the caller: no later run
-        may change them. Raises whatever the SDK raises; the
-        core turns it into `RunFailed`.
+        may change them. Raises whatever the SDK raises; the core turns it into `RunFailed`.
         """
 
     @abstractmethod
@@ -256,9 +255,9 @@ class Session(ABC):
         """From now on reads the named inputs from, and writes the named outputs to, these very arrays.
 
         Asked at most once, after `load` or `fork` and on the same thread, with dense arrays that outlive the session,
-        in the dtypes and fixed shapes of its border. Returns the names that it bound: `run` then gets no feed for such
-        an input and leaves such an output out of its answer. A session with something bound is run by one thread at a
-        time. Binding nothing, the default, is always right; binding saves a copy for each run.
+        in the dtypes and fixed shapes of its border. Returns the names that it bound: `run` gets no feed for such an
+        input and leaves out such an output. A session with something bound is run by one thread at a time. Binding
+        nothing, the default, is always right; binding saves a copy for each run.
         """
         return frozenset()
 
@@ -266,9 +265,8 @@ class Session(ABC):
         """Computes the outputs that `into` names, as `run` does, and writes them into these very arrays.
 
         They are dense, row-major, writable, of the outputs' dtypes, and share no memory with the feeds or each other.
-        Raises `other_shape` where an output turns out to have another one. By default they are copied; a session that
-        can let its backend write there saves the copy, and is checked for the same numbers. Never called for what is
-        bound.
+        Raises `other_shape` where an output has another one. By default they are copied; a session whose backend can
+        write there saves the copy, and is checked for the same numbers. Never called for what is bound.
         """
         found = self.run(feeds, tuple(into))
         for name, array in into.items():
@@ -297,7 +295,12 @@ class Adapter(ABC):
     concurrency: ClassVar[Concurrency] = Concurrency()
     process: ClassVar[Process] = Process.SHARED
     plans_memory: ClassVar[bool] = True
+    contends: ClassVar[bool] = True
+    """Whether tuning tries it unasked. Not where it is there to be checked against: then only if nothing else runs."""
     tunables: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """By `options.NAME` the values, beside the default, that may make some model faster; tuning tries each alone."""
+    savers: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """The same of memory: what may make sessions smaller, turned where that is the objective."""
     references: ClassVar[Mapping[str, ReferenceRole]] = {}
     """The formats for which it can serve as the reference."""
     Options: ClassVar[type[BaseModel]] = NoOptions

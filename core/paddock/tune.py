@@ -7,50 +7,40 @@ the next ones. The winner is confirmed against the runner-up and the plain defau
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from paddock.config import AUTO
-from paddock.contest import Contest, Contestant
+from paddock.child import Children
+from paddock.contenders import LAST_RESORT, NO_BUDGET, Candidate, Objective, candidates, turned
+from paddock.contest import OPEN_SECONDS, Contest, Contestant
 from paddock.errors import NotAvailable
 from paddock.machine import cores
-from paddock.plan import Precision
 from paddock.planning.contests import chosen, ratio, survivors
 from paddock.prepare import Progress
+from paddock.reading import open_model
 from paddock.registry import Registry
 from paddock.samples import Sample
-from paddock.spi import Adapter
-
-Objective = Literal["latency", "throughput", "memory"]
-OBJECTIVES: Mapping[str, Objective] = {"latency": "latency", "throughput": "throughput", "memory": "memory"}
 
 Verdict = Literal["chosen", "slower", "tied", "refused", "not tried"]
 
 ALIVE = 4
 """How many candidates are held in memory at once."""
 RUNGS = (3, 6)
-"""Rounds of a heat; after each, half of the slower ones are left out."""
+"""Rounds of a heat; after each, whoever is sure to be slower than the best leaves, but for the best two."""
 FINAL = 15
 """Rounds between the winner, the runner-up and the plain default."""
-_NARROWNESS = (Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT8)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A whole config to try; `knobs` are what it sets beyond the adapter's defaults. The lower `place`, the simpler."""
-
-    label: str
-    config: Mapping[str, Any]
-    adapter: str
-    precision: str
-    knobs: tuple[tuple[str, Any], ...] = ()
-    place: tuple[int, ...] = ()
+BUSY = 0.5
+"""Of the cores: from this load on the reason says that others were computing as well."""
+PATIENCE = 60.0
+"""Seconds that a candidate may take to be deployed at the end of the time, where others stand already: quantising and
+the search for nodes that have to stay in fp32 can take many minutes."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +74,8 @@ class Tuned:
     reason: str
     tried: tuple[Tried, ...]
     seconds: float
+    load: float = 0.0
+    """How many threads of others wanted to run, on average over the minute before."""
 
 
 @dataclass
@@ -95,8 +87,10 @@ class _Race:
     until: float
     tell: Progress
     entered: dict[str, tuple[Candidate, Contestant]] = field(default_factory=dict)
-    passed: dict[str, str] = field(default_factory=dict)
-    """Why candidates were not tried."""
+    doubtful: list[str] = field(default_factory=list)
+    """Who left a heat for want of room, and could not be told apart from the best."""
+    passed: dict[str, Candidate] = field(default_factory=dict)
+    """Who was not tried, and why."""
 
     def tried(self, name: str, winner: str, tied: Sequence[str]) -> Tried:
         """What became of a candidate."""
@@ -110,7 +104,9 @@ class _Race:
         found = None
         if name != winner:
             compared = ratio(self.scores(name), self.scores(winner))
-            found = (compared.median, compared.low, compared.high) if compared.turns >= 3 else None
+            if compared.turns >= 3:
+                found = compared.median, compared.low, compared.high
+                verdict = "tied" if compared.tied else verdict
         latency = throughput = None
         if contestant.rounds:
             latency = 1e3 * float(np.median(contestant.latencies))
@@ -134,13 +130,13 @@ class _Race:
         found = zip(contestant.turns, contestant.rounds, strict=True)
         return {turn: float(np.median(seconds)) for turn, seconds in found}
 
-    def enter(self, candidate: Candidate) -> bool:
-        """Deploys a candidate, if need be once more; whether it runs."""
+    def enter(self, candidate: Candidate, seconds: float = OPEN_SECONDS) -> bool:
+        """Deploys a candidate, if need be once more, in so many seconds at most; whether it runs."""
         self.tell(f"deploying {candidate.label}")
         known = self.entered.get(candidate.label)
         contestant = known[1] if known is not None else Contestant(candidate.label, candidate.config)
         self.entered[candidate.label] = candidate, contestant
-        return self.contest.open(contestant)
+        return self.contest.open(contestant, seconds)
 
     def run(self, names: Sequence[str], rounds: int) -> list[str]:
         """Measures these in turns; who is left of them."""
@@ -160,32 +156,56 @@ class _Race:
         """Whether the time is up."""
         return time.monotonic() > self.until
 
-    def heats(self, best: list[str], candidates: Sequence[Candidate]) -> list[str]:
+    def heats(self, best: list[str], candidates: Iterable[Candidate]) -> list[str]:
         """The best two of those that stand and of all candidates, which come in as places become free."""
-        waiting = list(candidates)
+        waiting = []
+        for candidate in candidates:
+            if candidate.aside:
+                self.passed[candidate.label] = candidate
+            elif candidate.label not in self.entered:
+                waiting.append(candidate)
         standing = list(best)
         while waiting:
             while waiting and len(standing) < ALIVE:
-                candidate = waiting.pop(0)
-                if self.over and standing:
-                    self.passed[candidate.label] = "the time was up"
-                elif self.enter(candidate):
-                    standing.append(candidate.label)
+                if standing and self.over:
+                    self.passed.update({c.label: replace(c, aside="the time was up") for c in waiting})
+                    waiting.clear()
+                    break
+                # In time, as many as there is room for: most of it is imports, which keep one core busy.
+                batch = waiting[: 1 if self.over else ALIVE - len(standing)]
+                with ThreadPoolExecutor(cores()) as pool:
+                    begun = list(pool.map(self._begun, batch, range(len(batch)), [bool(standing)] * len(batch)))
+                standing += [c.label for c, runs in zip(batch, begun, strict=True) if runs]
+                late = [c for c, runs in zip(batch, begun, strict=True) if runs is None]
+                waiting = late + waiting[len(batch) :]
             standing = self._heat(standing)
         return standing
 
+    def _begun(self, candidate: Candidate, number: int, others: bool) -> bool | None:
+        """Whether one of a batch runs; None where it was not begun because the time was up."""
+        if number and self.over:
+            return None
+        return self.enter(candidate, max(PATIENCE, self.until - time.monotonic()) if others else OPEN_SECONDS)
+
+    def turns(self, best: list[str], registry: Registry) -> list[str]:
+        """The best two once the knobs of the best are turned, one more at a time while that makes it faster."""
+        known: set[str] = set()
+        while best and not known.issuperset(best):
+            asked = [self.entered[name][0] for name in best if name not in known]
+            known.update(best)
+            best = self.heats(best, [t for candidate in asked for t in turned(candidate, self.objective, registry)])
+        return best
+
     def _heat(self, standing: list[str]) -> list[str]:
-        """The two that are left of several; who wins stays alive with the runner-up."""
+        """The best two of several, who stay alive and meet the next ones."""
         for rounds in RUNGS if self.objective != "memory" else RUNGS[:1]:
-            if len(standing) < 2:
-                break
+            if len(standing) <= 2:
+                return standing
             running = self.run(standing, rounds)
-            if not running:
-                return []
-            scores = {name: self.shared(name, running) for name in running}
-            kept = survivors(scores, max(2, (len(running) + 1) // 2))[: max(2, ALIVE - 1)]
+            kept = survivors({name: self.shared(name, running) for name in running}, 2) if running else []
             self.leave([name for name in standing if name not in kept])
             standing = kept
+        self.doubtful += standing[2:]
         self.leave(standing[2:])
         return standing[:2]
 
@@ -209,39 +229,50 @@ def tune(
 
     Args:
         model: The model's path.
-        base: A config as data; hardware, backend and precision are replaced where they are "auto" or left out.
+        base: A config as data; hardware, backend and precision are found where they are left out. A precision narrower
+            than fp32 that it leaves out may only win inside an accuracy budget that it states.
         seconds: After this no further candidate is begun.
         objective: What to be best in: the median latency of one request at a time, requests per second with all
             instances busy, or the bytes that the sessions take.
         sample: What to run on; generated at the optimum of the shapes by default.
 
     Raises:
+        ModelError: The model cannot be read.
         NotAvailable: No candidate could be deployed; lists why.
     """
-    begun = time.monotonic()
+    begun, load = time.monotonic(), os.getloadavg()[0]
     tell = progress or (lambda message: None)
     registry = registry if registry is not None else Registry.discover()
-    plain = candidates(base, registry)
+    with Children() as children:
+        format = open_model(model, registry, children).format
+    plain = candidates(base, registry, format)
     with Contest(model, sample, memory=objective == "memory") as contest:
         race = _Race(contest, objective, begun + seconds, tell)
         best = race.heats([], plain)
-        if best:
-            best = race.heats(best, [turned for name in best for turned in _turned(race.entered[name][0], registry)])
+        if not best:
+            best = race.heats([], [replace(c, aside="") for c in plain if c.aside == LAST_RESORT])
         if not best:
             raise _none(race)
-        return _result(race, _confirmed(race, best, plain), plain, time.monotonic() - begun)
+        finalists = _confirmed(race, race.turns(best, registry), plain)
+        if not finalists:
+            raise _none(race)  # each of them failed while it was measured
+        found = _result(race, finalists, time.monotonic() - begun)
+    busy = f"; the host was busy (load {load:.1f} on {cores()} cores), which favours few threads"
+    return replace(found, load=round(load, 2), reason=found.reason + (busy if load > BUSY * cores() else ""))
 
 
 def _confirmed(race: _Race, best: Sequence[str], plain: Sequence[Candidate]) -> list[str]:
-    """The finalists, measured in the same turns: the best two, and the simplest of all that ran."""
+    """The finalists, measured in the same turns: the best two, the simplest of all that ran, and who was in doubt."""
     default = next(c for c in plain if (known := race.entered.get(c.label)) and known[1].opened is not None)
     finalists = list(best)
-    if default.label not in finalists and race.enter(default):
-        finalists.append(default.label)
-    return race.run(finalists, FINAL) if len(finalists) > 1 and race.objective != "memory" else finalists
+    for name in dict.fromkeys((default.label, *race.doubtful)):
+        wanted = name == default.label or not race.over
+        if wanted and name not in finalists and len(finalists) < ALIVE and race.enter(race.entered[name][0]):
+            finalists.append(name)
+    return race.run(finalists, FINAL if len(finalists) > 1 and race.objective != "memory" else RUNGS[0])
 
 
-def _result(race: _Race, finalists: Sequence[str], plain: Sequence[Candidate], seconds: float) -> Tuned:
+def _result(race: _Race, finalists: Sequence[str], seconds: float) -> Tuned:
     """The winner of the finalists, with what became of everybody."""
     ranked = sorted(finalists, key=lambda name: race.entered[name][0].place)
     scores = {name: race.shared(name, finalists) for name in ranked}
@@ -253,80 +284,20 @@ def _result(race: _Race, finalists: Sequence[str], plain: Sequence[Candidate], s
         reason += (
             f"; {', '.join(tied)} cannot be told apart from it, and {'is' if len(tied) == 1 else 'are'} less simple"
         )
+    if any(passed.aside == NO_BUDGET for passed in race.passed.values()):
+        reason += f"; narrower precisions were not tried: {NO_BUDGET}"
     rows = [race.tried(name, winner, tied) for name in race.entered]
     rows += [
-        Tried(c.label, c.adapter, c.precision, dict(c.knobs), "not tried", race.passed[c.label])
-        for c in plain
-        if c.label in race.passed
+        Tried(c.label, c.adapter, c.precision, dict(c.knobs), "not tried", c.aside)
+        for c in race.passed.values()
+        if c.label not in race.entered
     ]
     return Tuned(candidate.config, race.objective, reason, tuple(rows), round(seconds, 1))
 
 
 def _none(race: _Race) -> NotAvailable:
     rows = [f"{name}: {c.error.problem}" for name, (_, c) in race.entered.items() if c.error is not None]
+    rows += [f"{name}: {c.aside}" for name, c in race.passed.items() if name not in race.entered]
     return NotAvailable(
         "no candidate could be deployed", candidates=rows, remedy="`paddock doctor` says what each adapter needs"
     )
-
-
-def candidates(base: Mapping[str, Any], registry: Registry) -> list[Candidate]:
-    """What can stand for each "auto" of a config on this host, with default options, the simplest first.
-
-    `base` is the config as data. A hardware, backend or precision that it names is kept.
-    """
-    found = []
-    for position, (registered, probe, devices) in enumerate(registry.survey().values()):
-        adapter = registered.adapter
-        wanted = (base.get("hardware", AUTO), base.get("backend", AUTO))
-        named = registry.canonical(f"{adapter.hardware}/{wanted[1]}") if wanted[1] != AUTO else adapter.name()
-        if wanted[0] not in (AUTO, adapter.hardware) or named != adapter.name():
-            continue
-        if not probe.verdict.usable or not devices.verdict.usable:
-            continue
-        usable = {p for d in devices.devices for p, v in d.precisions.items() if v.usable}
-        for rank, precision in enumerate(_NARROWNESS):
-            if precision not in usable or base.get("precision", AUTO) not in (AUTO, precision.value):
-                continue
-            if precision is Precision.INT8 and "calibration" not in base:
-                continue
-            config = {**base, "hardware": adapter.hardware, "backend": adapter.backend, "precision": precision.value}
-            if precision is not Precision.INT8 and base.get("precision", AUTO) == AUTO:
-                config.pop("calibration", None)
-            label = f"{adapter.name()} {precision.value}"
-            found.append(Candidate(label, config, adapter.name(), precision.value, (), (0, rank, position)))
-    return sorted(found, key=lambda candidate: candidate.place)
-
-
-def _turned(candidate: Candidate, registry: Registry) -> Iterator[Candidate]:
-    """The candidate with each single knob turned: those that its adapter declares, and threads and instances.
-
-    What the config states is left as it is.
-    """
-    adapter = registry.get(candidate.adapter).adapter
-    for position, (knob, value) in enumerate(_knobs(adapter)):
-        part, _, name = knob.partition(".")
-        stated = candidate.config.get("options", {}) if name else candidate.config
-        if (name or part) in stated:
-            continue
-        changed = {"options": {**stated, name: value}} if name else {part: value}
-        yield Candidate(
-            f"{candidate.label}, {knob} {json.dumps(value)}",
-            {**candidate.config, **changed},
-            candidate.adapter,
-            candidate.precision,
-            (*candidate.knobs, (knob, value)),
-            (candidate.place[0] + 1, *candidate.place[1:], position),
-        )
-
-
-def _knobs(adapter: type[Adapter]) -> Iterator[tuple[str, Any]]:
-    """Each knob with each value to try beside the default: `threads`, `instances`, and `options.NAME`."""
-    count = 1
-    while count < cores():
-        yield "threads", count
-        count *= 2
-    if cores() > 1:
-        yield "instances", cores()
-    for name, values in adapter.tunables.items():
-        for value in values:
-            yield name, value

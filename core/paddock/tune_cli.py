@@ -35,9 +35,9 @@ def tune(
 ) -> None:
     """Finds the best adapter, precision and settings for a model on this host, by measuring."""
     from paddock.auto import stated
+    from paddock.contenders import OBJECTIVES
     from paddock.jsontext import write_json
     from paddock.npz import read_npz
-    from paddock.tune import OBJECTIVES
     from paddock.tune import tune as measure
 
     terminal: Terminal = context.obj
@@ -78,9 +78,16 @@ def _show(terminal: Terminal, found: Tuned, output: Path | None, evidence: Path 
     from paddock.show import table
 
     columns = ("candidate", "verdict", "ratio", "p50 ms", "samples/s", "took", "error", "rounds", "reason")
-    order = {"chosen": 0, "tied": 1, "slower": 2, "refused": 3, "not tried": 4}
-    rows = sorted(found.tried, key=lambda row: (order[row.verdict], (row.ratio or (0.0,))[0]))
+    order = {"chosen": 0, "tied": 1, "slower": 2, "refused": 3}
+    tried = [row for row in found.tried if row.verdict in order]
+    rows = sorted(tried, key=lambda row: (order[row.verdict], (row.ratio or (0.0,))[0]))
     terminal.out.print(table(columns, [_cells(row) for row in rows]))
+    passed: dict[str, list[str]] = {}
+    for row in found.tried:
+        if row not in tried:
+            passed.setdefault(row.reason, []).append(row.label)
+    for reason, labels in passed.items():
+        terminal.out.print(escape(f"not tried: {', '.join(labels)}: {reason}"), soft_wrap=True)
     terminal.out.print(escape(f"{found.reason}; {found.seconds:.0f} s"), soft_wrap=True)
     terminal.out.print("ratio: over the chosen one in the turns they shared, with its 95 % interval; more is worse")
     if output is not None:

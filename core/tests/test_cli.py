@@ -20,7 +20,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from paddock import errors, terminal
-from paddock.config import json_schema
+from paddock.auto import json_schema
 from paddock.errors import PaddockError
 from paddock.npz import read_npz, write_npz
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 from paddock import compile as compile_module
+from paddock import trials
 from paddock import workshop as workshop_module
 from paddock.cache import Store
 from paddock.child import Children
@@ -152,6 +153,27 @@ def test_what_failed_once_is_tried_in_a_child_again(registry: Registry, children
     for _ in range(2):  # in this process it would be the end of the tests
         with pytest.raises(BuildFailed, match="SIGABRT"):
             deploy(double, config(options={"load": "abort"}), registry=registry, children=children)
+
+
+def test_a_process_that_may_be_lost_tries_nothing_in_another(
+    registry: Registry, children: Children, double: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paddock.deployment.try_out", lambda *args: pytest.fail("it was tried in a child"))
+    ours = config(options={"level": 2})
+    for options, error, problem in (
+        ({"compile": "raise"}, BuildFailed, "ArithmeticError"), ({"load": "raise"}, BuildFailed, "ArithmeticError"),
+        ({"run": "raise"}, RunFailed, "ArithmeticError"), ({"numbers": "wrong"}, AccuracyRefused, "relative error"),
+        ({"compile": "unsupported"}, NotAvailable, "no kernel for this one"),
+    ):  # fmt: skip
+        with compile_module.expendable(), pytest.raises(error, match=problem):
+            deploy(double, config(options=options), registry=registry, children=children)
+    with compile_module.expendable(), deploy(double, ours, registry=registry, children=children) as deployment:
+        works(deployment)
+    with deploy(double, ours, registry=registry, children=children) as deployment:
+        works(deployment)  # what was loaded and verified there has been tried
+    monkeypatch.setattr("paddock.deployment.try_out", trials.try_out)
+    with pytest.raises(BuildFailed, match="SIGABRT"):  # and outside of it everything is as it was
+        deploy(double, config(options={"load": "abort"}), registry=registry, children=children)
 
 
 def test_unsupported_nodes_are_named(registry: Registry, children: Children, double: Path) -> None:

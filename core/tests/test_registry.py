@@ -142,6 +142,13 @@ FORMATS = "@hookimpl\ndef paddock_formats(): return [F()]\n"
         (HEAD + "class A(Base):\n  backend = 'a'; Options = dict\n" + ADAPTERS, "Options is a pydantic model"),
         (HEAD + "class A(Base):\n  backend = 'a'; concurrency = 'serial'\n" + ADAPTERS, "concurrency is"),
         (HEAD + "class A(Base):\n  backend = 'a'; references = {'onnx': 0}\n" + ADAPTERS, "references holds"),
+        (HEAD + "class A(Base):\n  backend = 'a'; contends = 'no'\n" + ADAPTERS, "contends is True or False"),
+        (
+            HEAD + "class A(Base):\n  backend = 'a'; tunables = {'options.x': 'on'}\n" + ADAPTERS,
+            "tunables holds a tuple",
+        ),
+        (HEAD + "class A(Base):\n  backend = 'a'; tunables = {'options.x': (1,)}\n" + ADAPTERS, "none of its options"),
+        (HEAD + "class A(Base):\n  backend = 'a'; savers = {'threads': (1,)}\n" + ADAPTERS, "savers names threads"),
         (HEAD + "class A(Base):\n  backend = 'a'; spi_version = '1'\n" + ADAPTERS, "does not declare spi_version"),
         (HEAD + "class A(Base):\n  backend = 'a'; spi_version = 99\n" + ADAPTERS, "upgrade paddock"),
         (

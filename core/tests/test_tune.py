@@ -10,15 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, save
-from paddock import auto, tune
+from paddock import auto, contenders, tune
+from paddock.config import HardwareConfig
+from paddock.contenders import LAST_RESORT, NO_BUDGET, Candidate, Objective
 from paddock.contest import Contestant
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, UsageError
 from paddock.plan import Precision, Verdict
 from paddock.registry import Registry
-from paddock.tune import Candidate, Tuned
+from paddock.tune import Tuned
 
 Speed = Callable[[Mapping[str, Any]], float | None]
 
@@ -27,6 +30,7 @@ class Told:
     """A contest in which a config's speed is told: seconds for a run; None where it cannot be deployed."""
 
     speed: Speed
+    dies: Callable[[str, int], bool]
     alive: set[str]
     most: int
     opened: list[str]
@@ -41,7 +45,7 @@ class Told:
     def __exit__(self, *error: object) -> None:
         Told.alive.clear()
 
-    def open(self, contestant: Contestant) -> bool:
+    def open(self, contestant: Contestant, seconds: float) -> bool:
         Told.opened.append(contestant.label)
         speed = Told.speed(contestant.source)
         if speed is None:
@@ -59,6 +63,9 @@ class Told:
         drift = math.exp(math.sin(self.turn))
         for contestant in contestants:
             assert contestant.label in Told.alive, "it is not running"
+            if contestant.error is not None or Told.dies(contestant.label, self.turn):
+                contestant.error = contestant.error or BuildFailed("the process crashed with SIGSEGV")
+                continue
             speed = Told.speed(contestant.source)
             assert speed is not None
             took = [speed * drift * math.exp(self.rng.normal(0, 0.02)) for _ in range(5)]
@@ -70,18 +77,45 @@ class Told:
         Told.alive.discard(contestant.label)
 
 
-def host(*adapters: str, precisions: Sequence[Precision] = (Precision.FP32,), **knobs: Sequence[Any]) -> Registry:
-    """A registry of these adapters, each with the tunables given."""
+class Fake:
+    """An adapter as far as tuning asks; some things it refuses together, as real ones do."""
+
+    formats = ("onnx",)
+
+    def __init__(self, config: HardwareConfig, device: Any) -> None:
+        if config.options.get("x") == 3:
+            raise ConfigError("x of 3 does not go with this config", where="$.options.x")
+
+    @classmethod
+    def name(cls) -> str:
+        return f"{cls.hardware}/{cls.backend}"  # type: ignore[attr-defined]
+
+
+def host(
+    *adapters: str,
+    precisions: Sequence[Precision] = (Precision.FP32,),
+    savers: Mapping[str, Sequence[Any]] | None = None,
+    aside: Sequence[str] = (),
+    **knobs: Sequence[Any],
+) -> Registry:
+    """A registry of these adapters, each with the tunables given; those `aside` do not contend."""
     usable = {p: Verdict.yes() for p in precisions}
     found = {}
     for name in adapters:
         hardware, _, backend = name.partition("/")
         tunables = {knob.replace("__", "."): values for knob, values in knobs.items()}
-        kind = SimpleNamespace(hardware=hardware, backend=backend, name=lambda name=name: name, tunables=tunables)
+        kind = type(backend, (Fake,), {
+            "hardware": hardware, "backend": backend, "tunables": tunables, "savers": savers or {},
+            "precisions": frozenset(precisions), "contends": name not in aside,
+        })  # fmt: skip
         devices = SimpleNamespace(verdict=Verdict.yes(), devices=[SimpleNamespace(precisions=usable)])
         found[name] = SimpleNamespace(adapter=kind), SimpleNamespace(verdict=Verdict.yes()), devices
     registry: Any = SimpleNamespace(  # as much of one as tuning asks for
-        survey=lambda: found, get=lambda name: found[name][0], canonical=lambda name: name.replace("onednn", "mkldnn")
+        survey=lambda: found,
+        get=lambda name: found[name][0],
+        canonical=lambda name: name.replace("onednn", "mkldnn"),
+        consider=lambda name, config: SimpleNamespace(config=config, device=None),
+        formats={"onnx": SimpleNamespace(converts_to=()), "other": SimpleNamespace(converts_to=())},
     )
     made: Registry = registry
     return made
@@ -91,10 +125,19 @@ def host(*adapters: str, precisions: Sequence[Precision] = (Precision.FP32,), **
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "Contest", Told)
     monkeypatch.setattr(tune, "cores", lambda: 1)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.1, 0.1))
+    monkeypatch.setattr(contenders, "cores", lambda: 1)
+    monkeypatch.setattr(tune, "open_model", lambda *asked: SimpleNamespace(format="onnx"))
 
 
-def tuned(speed: Speed, registry: Registry, base: Mapping[str, Any] | None = None, **options: Any) -> Tuned:
-    Told.speed = staticmethod(speed)
+def tuned(
+    speed: Speed,
+    registry: Registry,
+    base: Mapping[str, Any] | None = None,
+    dies: Callable[[str, int], bool] = lambda label, turn: False,
+    **options: Any,
+) -> Tuned:
+    Told.speed, Told.dies = staticmethod(speed), staticmethod(dies)
     found = tune.tune(Path("m.onnx"), base or {}, registry=registry, **options)
     assert Told.most <= tune.ALIVE + 1 and not Told.alive
     return found
@@ -109,7 +152,7 @@ SEVEN = [f"cpu/a{n}" for n in range(7)]
 
 @pytest.mark.parametrize("objective", ["latency", "throughput", "memory"])
 @pytest.mark.parametrize("fastest", range(7))
-def test_the_fastest_wins_wherever_it_stands(fastest: int, objective: tune.Objective) -> None:
+def test_the_fastest_wins_wherever_it_stands(fastest: int, objective: Objective) -> None:
     speeds = {f"a{n}": 1.0 + 0.5 * ((n - fastest) % 7) for n in range(7)}
     found = tuned(lambda config: speeds[config["backend"]], host(*SEVEN), objective=objective)
     assert found.config == {"hardware": "cpu", "backend": f"a{fastest}", "precision": "fp32"}
@@ -151,6 +194,25 @@ def test_who_cannot_be_deployed_is_told_and_loses_nothing() -> None:
     assert len(caught.value.candidates) == 7 and "cpu/a0 fp32: it does not fit" in caught.value.candidates
 
 
+def test_who_crashes_while_it_is_measured_loses_nothing_for_the_others() -> None:
+    speeds = {f"a{n}": 1.0 + n for n in range(7)}
+    found = tuned(lambda c: speeds[c["backend"]], host(*SEVEN), dies=lambda label, turn: "a0" in label and turn > 1)
+    rows = {row.adapter: row for row in found.tried}
+    assert found.config["backend"] == "a1" and rows["cpu/a0"].verdict == "refused"
+    assert rows["cpu/a0"].reason == "the process crashed with SIGSEGV"
+    with pytest.raises(NotAvailable) as caught:
+        tuned(lambda c: 1.0, host("cpu/a", "cpu/b"), dies=lambda label, turn: turn > 5)
+    assert len(caught.value.candidates) == 2 and "SIGSEGV" in caught.value.candidates[0]
+
+
+def test_a_busy_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuned(lambda config: 1.0, host("cpu/a"))
+    assert found.load == 0.1 and "busy" not in found.reason
+    monkeypatch.setattr("os.getloadavg", lambda: (3.0, 1.0, 1.0))
+    found = tuned(lambda config: 1.0, host("cpu/a"))
+    assert found.load == 3.0 and "the host was busy (load 3.0 on 1 cores)" in found.reason
+
+
 def test_after_its_time_nothing_further_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, 3.0)
     monkeypatch.setattr("paddock.tune.time.monotonic", lambda: next(clock))
@@ -166,12 +228,93 @@ def test_only_what_is_open_is_varied() -> None:
     for base, labels in (
         ({"hardware": "gpu"}, {"gpu/b fp32", "gpu/b bf16"}),
         ({"backend": "onednn", "precision": "bf16"}, {"cpu/mkldnn bf16"}),
-        ({"precision": "int8", "calibration": {}, "backend": "b"}, {"cpu/b int8", "gpu/b int8"}),
+        ({"precision": "int8", "calibration": {"samples": "s"}, "backend": "b"}, {"cpu/b int8", "gpu/b int8"}),
         ({"hardware": "cpu", "precision": "fp32"}, {"cpu/mkldnn fp32", "cpu/b fp32"}), ({"hardware": "tpu"}, set()),
     ):  # fmt: skip
-        assert {candidate.label for candidate in tune.candidates(base, registry)} == labels
-    assert [c.place for c in tune.candidates({}, registry)] == sorted(c.place for c in tune.candidates({}, registry))
-    assert all(isinstance(c, Candidate) for c in tune.candidates({}, registry))
+        budget = {"accuracy": {"max_error": 0.01}}
+        assert {c.label for c in contenders.candidates({**base, **budget}, registry, "onnx") if not c.aside} == labels
+    found = contenders.candidates({}, registry, "onnx")
+    assert [c.place for c in found] == sorted(c.place for c in found)
+    assert all(isinstance(c, Candidate) for c in found)
+
+
+def asides(base: Mapping[str, Any], registry: Registry, format: str = "onnx") -> dict[str, str]:
+    return {c.label: c.aside for c in contenders.candidates(base, registry, format)}
+
+
+def test_a_narrow_precision_wins_only_inside_a_stated_budget() -> None:
+    registry = host("cpu/a", precisions=(Precision.FP32, Precision.BF16, Precision.INT8))
+
+    def speed(config: Mapping[str, Any]) -> float:
+        return {"fp32": 1.0, "bf16": 0.5, "int8": 0.2}[config["precision"]]
+
+    found = tuned(speed, registry)
+    assert found.config["precision"] == "fp32" and NO_BUDGET in found.reason
+    reasons = {row.label: row.reason for row in found.tried if row.verdict == "not tried"}
+    assert reasons == {"cpu/a bf16": NO_BUDGET, "cpu/a int8": NO_BUDGET}
+    budget = {"accuracy": {"max_error": 0.01}}
+    found = tuned(speed, registry, budget)
+    assert found.config == {**budget, "hardware": "cpu", "backend": "a", "precision": "bf16"}
+    assert NO_BUDGET not in found.reason and verdicts(found)["cpu/a int8"] == "not tried"
+    calibrated = {"accuracy": {"min_agreement": {"top1": 0.9}}, "calibration": {"samples": "s"}}
+    found = tuned(speed, registry, calibrated)
+    assert found.config["precision"] == "int8" and found.config["calibration"] == {"samples": "s"}
+    assert tuned(speed, registry, {"precision": "bf16"}).config["precision"] == "bf16", "asked for by name"
+
+
+def test_who_is_there_to_be_checked_against_is_the_last_resort() -> None:
+    registry = host("cpu/a", "cpu/z", aside=["cpu/a"])
+    found = tuned(lambda config: 0.1 if config["backend"] == "a" else 1.0, registry)
+    assert found.config["backend"] == "z" and verdicts(found)["cpu/a fp32"] == "not tried"
+    named = tuned(lambda config: 1.0, registry, {"hardware": "cpu", "backend": "a"})
+    assert named.config["backend"] == "a" and named.tried[0].latency is not None, "measured even where it is alone"
+    assert asides({"backend": "a"}, registry) == {"cpu/a fp32": LAST_RESORT}, "only the backend is named"
+    found = tuned(lambda config: 1.0 if config["backend"] == "a" else None, registry)
+    assert found.config["backend"] == "a" and verdicts(found) == {"cpu/z fp32": "refused", "cpu/a fp32": "chosen"}
+
+
+def test_what_does_not_fit_is_told_and_not_tried() -> None:
+    registry = host("cpu/a", options__x=(2, 3))
+    found = tuned(lambda config: 1.0, registry)
+    rows = {row.label: row.reason for row in found.tried if row.verdict == "not tried"}
+    assert rows == {"cpu/a fp32, options.x 3": "x of 3 does not go with this config"}
+    assert "does not go" in asides({"options": {"x": 3}}, registry)["cpu/a fp32"]
+    assert "no way there from other" in asides({}, registry, "other")["cpu/a fp32"]
+    with pytest.raises(NotAvailable) as caught:
+        tuned(lambda config: 1.0, registry, {"options": {"x": 3}})
+    assert caught.value.candidates == ("cpu/a fp32: x of 3 does not go with this config",)
+
+
+def test_knobs_are_turned_together_while_that_is_faster() -> None:
+    registry = host("cpu/a", options__x=(1, 2), options__y=(1,))
+
+    def speed(config: Mapping[str, Any]) -> float:
+        options = config.get("options", {})
+        return (0.8 if options.get("x") == 2 else 1.0) * (0.7 if options.get("y") == 1 else 1.0)
+
+    found = tuned(speed, registry)
+    assert found.config["options"] == {"x": 2, "y": 1}
+    assert len({row.label for row in found.tried}) == len(found.tried) == 6, "each combination once"
+
+
+@pytest.mark.parametrize(
+    ("objective", "base", "knobs"),
+    [
+        ("latency", {}, [("options.x", 1), ("threads", 4), ("threads", 2), ("threads", 1)]),
+        ("memory", {}, [("options.s", 9), ("threads", 4), ("threads", 2), ("threads", 1)]),
+        ("throughput", {"threads": 8}, [("options.x", 1), *(("instances", n) for n in (8, 4, 2))]),
+        ("latency", {"instances": 4}, [("options.x", 1), ("threads", 1)]),
+        ("latency", {"instances": 8, "options": {"x": 7}}, []),
+    ],
+)  # fmt: skip
+def test_knobs_are_those_that_can_matter(
+    objective: Objective, base: Mapping[str, Any], knobs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contenders, "cores", lambda: 8)
+    registry = host("cpu/a", savers={"options.s": (9,)}, options__x=(1,))
+    (plain,) = contenders.candidates(base, registry, "onnx")
+    found = list(contenders.turned(plain, objective, registry))
+    assert [c.knobs[0] for c in found] == knobs and len({c.label for c in found}) == len(found)
 
 
 # What a config says
@@ -207,7 +350,28 @@ def test_what_is_stated_beside_auto(tmp_path: Path) -> None:
     assert found.stated == {"hardware": "cpu", "batch_size": 4, "accuracy": {"samples": samples}}
     assert auto.stated(None) == {} and auto.stated(str(path)) == found.stated
     plain = {"hardware": "cpu", "backend": "x"}
-    assert auto.stated(plain) == plain and not isinstance(auto.read(plain), auto.Auto)
+    assert auto.stated(plain) == {**plain, "precision": "fp32"} and not isinstance(auto.read(plain), auto.Auto)
+    assert auto.stated({"hardware": "auto", "backend": "x"}) == {"backend": "x", "precision": "fp32"}, "as ever"
+
+
+def test_editors_are_told_of_auto() -> None:
+    taken = jsonschema.Draft202012Validator(auto.json_schema())
+    for config in (
+        {"hardware": "auto", "backend": "auto", "precision": "auto", "tune": {"seconds": 5, "objective": "memory"}},
+        {"hardware": "cpu", "backend": "x", "precision": "auto", "tune": {}}, {"hardware": "cpu", "backend": "auto"},
+        {"hardware": "cpu", "backend": "x", "precision": "int8"},
+    ):  # fmt: skip
+        auto.read(config)
+        taken.validate(config)
+    for config in (
+        {"hardware": "cpu", "backend": "x", "tune": {}}, {"hardware": "auto", "backend": "auto", "precision": "fp33"},
+        {"hardware": "auto", "backend": "auto", "tune": {"seconds": 0}},
+        {"hardware": "auto", "backend": "auto", "tune": {"objective": "size"}},
+        {"hardware": "auto", "backend": "auto", "tune": {"secnds": 1}},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError):
+            auto.read(config)
+        assert not taken.is_valid(config), config
 
 
 @pytest.mark.long

@@ -76,6 +76,10 @@ class CpuOnnxRuntime(Adapter):
     precisions: ClassVar[frozenset[Precision]] = frozenset(Precision)
     shapes: ClassVar[Shapes] = Shapes.DYNAMIC
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.REENTRANT)
+    # "all" lays convolutions out in blocks, which costs more than it saves where little of a model is convolutions. Not
+    # spinning: alone, as tuning measures, it is a little faster, and whatever else computes in the process pays for it.
+    tunables: ClassVar[Mapping[str, Sequence[Any]]] = {"options.graph_optimization": ("extended",)}
+    savers: ClassVar[Mapping[str, Sequence[Any]]] = {"options.memory_arena": (False,)}
     references: ClassVar[Mapping[str, ReferenceRole]] = {
         "onnx": ReferenceRole(rank=1, options={"graph_optimization": "off"})
     }

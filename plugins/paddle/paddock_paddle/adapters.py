@@ -238,6 +238,7 @@ class CpuMkldnn(PaddleAdapter):
     aliases: ClassVar[tuple[str, ...]] = ("onednn",)
     precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.BF16, Precision.INT8})
     prints_on_first_run: ClassVar[bool] = True
+    savers: ClassVar[Mapping[str, Sequence[Any]]] = {"options.kept_shapes": (1,)}
     Options: ClassVar[type[BaseModel]] = MkldnnOptions
 
     @classmethod

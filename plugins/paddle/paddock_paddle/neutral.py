@@ -127,7 +127,8 @@ class _Builder:
             ((identity, kind),) = self._results(op, 1)
             name = op.attributes["parameter_name"]
             index = self._define(identity, Value(name, kind.dtype, kind.shape))
-            self.initializers[index] = self.program.parameters[name].nbytes
+            saved = self.program.parameters.get(name)
+            self.initializers[index] = saved.nbytes if saved is not None else 0
             return
         reads = tuple(self._read(identity) if identity else None for identity in op.inputs)
         bodies = [self._body(block) for block in op.blocks]

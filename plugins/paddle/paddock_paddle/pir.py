@@ -179,11 +179,13 @@ def read_block(path: Path) -> Block:
 
 
 def declared(block: Block, path: Path) -> dict[str, Type]:
-    """The parameters that a program declares, by name; raises `ModelError` where one is declared twice or oddly."""
+    """The parameters that a program declares as saved, by name; raises `ModelError` where one is there twice or odd."""
     found: dict[str, Type] = {}
     for op in block.walk():
         if op.name != "builtin.parameter":
             continue
+        if not op.attributes.get("persistable", True):
+            continue  # Paddle makes it anew where it is used, such as the state of an LSTM's dropout
         name = op.attributes.get("parameter_name")
         kind = op.outputs[0][1] if len(op.outputs) == 1 else Type(kind="none")
         if not isinstance(name, str) or kind.dtype is None or kind.shape is None or min(kind.shape, default=0) < 0:
@@ -295,8 +297,9 @@ def _block(data: Any) -> Block:
 
 def _op(data: Any) -> Op:
     if data["#"] == "p":  # builtin.parameter, written short
-        name = data["A"][3]
-        return Op("builtin.parameter", (), ((_id(data["O"]["%"]), _type(data["O"]["TT"])),), {"parameter_name": name})
+        # OA: whether it is persistable, whether gradients stop there, whether it is trained.
+        about = {"parameter_name": data["A"][3], "persistable": bool(data.get("OA", [1])[0])}
+        return Op("builtin.parameter", (), ((_id(data["O"]["%"]), _type(data["O"]["TT"])),), about)
     return Op(
         _op_name(data["#"]),
         tuple(_id(operand["%"]) for operand in data["I"]),

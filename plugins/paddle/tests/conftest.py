@@ -114,6 +114,10 @@ def _export(folder: Path) -> None:
         def forward(self, x: Any) -> Any:
             return functional.softmax(self.a(x), -1)
 
+    class Recurrent(Layer):
+        def forward(self, x: Any) -> Any:
+            return self.a(x)[0]
+
     class Pool(nn.Layer):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             return functional.adaptive_avg_pool2d(x, 7)
@@ -153,6 +157,7 @@ def _export(folder: Path) -> None:
         ("singular", lambda: Singular({"a": nn.Linear(4, 4)}), [("x", "float32", [4, 4])]),
         ("mean", lambda: Mean({"a": nn.Linear(16, 16)}), [("x", "float32", [None, None, 16])]),
         ("softmax", lambda: Softmax({"a": nn.Linear(4, 4)}), [("x", "float32", [None, None, 4])]),
+        ("recurrent", lambda: Recurrent({"a": nn.LSTM(4, 3)}), [("x", "float32", [None, 5, 4])]),
         ("pool", Pool, [("x", "float32", [None, 3, None, None])]),
         ("resnet", lambda: resnet18(num_classes=10), [("x", "float32", [*image])]),
     ]

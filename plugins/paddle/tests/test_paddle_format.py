@@ -32,7 +32,19 @@ from paddock_paddle.format import PaddleFormat, open_program
 from paddock_paddle.neutral import neutral
 
 FORMAT = PaddleFormat()
-EXACT = ("linear", "embedding", "condition", "loop", "mixed", "rotary", "gathers", "infinite", "weightless", "resnet")
+EXACT = (
+    "recurrent",
+    "linear",
+    "embedding",
+    "condition",
+    "loop",
+    "mixed",
+    "rotary",
+    "gathers",
+    "infinite",
+    "weightless",
+    "resnet",
+)
 
 
 def files_of(folder: Path, name: str) -> dict[str, Path]:
@@ -448,7 +460,18 @@ def converted(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     return convert
 
 
-CONVERTIBLE = ("linear", "embedding", "condition", "loop", "rotary", "gathers", "infinite", "weightless", "resnet")
+CONVERTIBLE = (
+    "recurrent",
+    "linear",
+    "embedding",
+    "condition",
+    "loop",
+    "rotary",
+    "gathers",
+    "infinite",
+    "weightless",
+    "resnet",
+)
 
 
 @pytest.mark.parametrize("name", CONVERTIBLE)

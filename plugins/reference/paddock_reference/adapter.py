@@ -68,6 +68,7 @@ class ReferenceAdapter(Adapter):
     # RNN, TreeEnsemble and SVM nodes of onnx 1.17 write to themselves while they run: not reentrant.
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.SERIAL)
     plans_memory: ClassVar[bool] = False
+    contends: ClassVar[bool] = False
     references: ClassVar[Mapping[str, ReferenceRole]] = {"onnx": ReferenceRole(rank=0, seconds=10.0)}
 
     def __init__(self, config: ResolvedConfig, device: Device | None) -> None:
