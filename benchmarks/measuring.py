@@ -60,7 +60,7 @@ def _native(adapter: str, deployment: Any) -> Callable[[Any], Any]:
     if adapter == "none/null":
         return NullSession("y").run
     threads = next(s.requested for s in deployment.plan.settings if s.name == "threads")
-    inner = NATIVE[adapter](deployment.artifacts[0].files, threads)
+    inner = NATIVE[adapter](deployment.lowered[1], threads)
     (name,) = deployment.artifacts[0].inputs
     return lambda feeds: inner({name: next(iter(feeds.values()))})
 

@@ -2,7 +2,7 @@
 
 A plugin is a pip distribution with an entry point in the group `paddock` that names a module with these hooks. A
 vendor declares `hardware`, `backend`, `spi_version`, `formats` and `precisions`, and writes `select_operators`,
-`compile` and `load`; everything else has a safe default. Nodes are known by their index in the graph, never by name.
+`compile` and `load`; all else has a safe default. Nodes are known by their index in the graph, never by name.
 """
 
 from __future__ import annotations
