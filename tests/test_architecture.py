@@ -35,7 +35,7 @@ ORDER = [
     "quantizing", "lowering", "placing", "flow", "pipeline", "metrics", "verify",
     "budget", "draft", "asked", "prepare", "trials", "precision_search", "repair", "resident", "footprint", "checks",
     "serving",
-    "deployment",
+    "deployment", "shadow", "exchange", "warm",
     "contest", "tune", "auto", "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli", "bench_cli", "cli",

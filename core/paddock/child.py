@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar, Token
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, TypeVar
@@ -33,6 +34,44 @@ _PATIENCE = 5.0
 """Seconds that a child has to end by itself once its connection is closed."""
 
 
+class Crew:
+    """All children that are made in a `with` block of it, by whatever is called there: for work in the background.
+
+    Args:
+        niceness: Added to that of their processes, so that they leave the cores to others.
+    """
+
+    def __init__(self, niceness: int = 0) -> None:
+        self.niceness = niceness
+        self.ended = False
+        self._members: list[Child] = []
+        self._before: Token[Crew | None] | None = None
+
+    def join(self, child: Child) -> None:
+        """Makes it one of them."""
+        self._members.append(child)
+
+    def end(self) -> None:
+        """Ends their processes at once, also inside of calls, which raise `ChildFailed`, as all later ones do.
+
+        From any thread, and without waiting for a lock: this may be called while garbage is collected.
+        """
+        self.ended = True
+        for child in tuple(self._members):
+            child.kill()
+
+    def __enter__(self) -> Crew:
+        self._before = _CREW.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._before is not None
+        _CREW.reset(self._before)
+
+
+_CREW: ContextVar[Crew | None] = ContextVar("crew", default=None)
+
+
 class Child:
     """One worker process, started at the first call and again after a crash; one call at a time.
 
@@ -42,6 +81,9 @@ class Child:
 
     def __init__(self, label: str) -> None:
         self.label = label
+        self._crew = _CREW.get()
+        if self._crew is not None:
+            self._crew.join(self)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -72,6 +114,12 @@ class Child:
         """Ends the process; fine to call twice."""
         with self._lock:
             self._stop(kill=False)
+
+    def kill(self) -> None:
+        """Ends the process, also while a call is inside; that one raises `ChildFailed`."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def __enter__(self) -> Child:
         return self
@@ -122,6 +170,17 @@ class Child:
         except OSError as error:
             self._stop(kill=True)
             raise ChildFailed(f"the process could not be started: {error}", where=self.label) from error
+        if self._crew is not None:
+            self._obey(self._crew, self._process.pid)
+
+    def _obey(self, crew: Crew, pid: int) -> None:
+        if crew.ended:  # looked at once the process is known: whoever ends the crew from now on sees it
+            self._stop(kill=True)
+            raise ChildFailed("it was ended with what it is for", where=self.label)
+        if crew.niceness:
+            with contextlib.suppress(OSError):  # it is gone already: the call will tell
+                # Its threads will be as nice as its first one is now.
+                os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) + crew.niceness)
 
     def _stop(self, kill: bool) -> None:
         if self._connection is not None:

@@ -50,7 +50,7 @@ ModelSource = str | os.PathLike[str] | Model
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | HardwareConfig
 Progress = Callable[[str], None]
 
-_NAMES = (f"deployment {number}" for number in itertools.count(1))
+_NUMBERS = itertools.count(1)
 
 
 def prepare(
@@ -69,7 +69,7 @@ def prepare(
     with config.named():
         tell("reading the model")
         whole = open_model(model, registry, children)
-        name, work = next(_NAMES), Path(tempfile.mkdtemp(prefix="paddock-"))
+        name, work = f"deployment {next(_NUMBERS)}", Path(tempfile.mkdtemp(prefix="paddock-"))
 
         def planned(config: HardwareConfig, notes: Sequence[str] = ()) -> Prepared:
             origin = whole.with_graph(apply_shapes(whole.graph, config))

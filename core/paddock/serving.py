@@ -5,15 +5,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from paddock import footprint
 from paddock.arena import Arena
-from paddock.errors import OtherShape, UsageError, did_you_mean
+from paddock.config import HardwareConfig
+from paddock.errors import OtherShape, PaddockError, UsageError, did_you_mean
 from paddock.footprint import Measured
+from paddock.graph import Graph
 from paddock.host import Outputs, ServingHost
 from paddock.into import Answers, Receivers
 from paddock.model import Files, Model
@@ -24,6 +27,34 @@ from paddock.registry import Registry
 from paddock.samples import Border
 from paddock.spi import Artifact, Event, other_shape
 from paddock.verify import Report
+
+Phase = Literal["building", "comparing", "swapped", "kept", "refused", "closed"]
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """How far a warm start is.
+
+    `phase` is "building" or "comparing" while the adapter of `warm_start` serves until further notice. Then one of:
+    "swapped": what the config asks for serves; "refused": what was built is wrong, or could not be built, and `error`
+    says why; "kept": tuning found nothing better than what serves; "closed": it was closed before that was decided.
+    """
+
+    phase: Phase
+    serving: str
+    """The adapter that serves."""
+    reason: str
+    """Why it serves or, while building, what is being done."""
+    compared: int = 0
+    """How many live requests both answered."""
+    worst: float | None = None
+    """Their largest relative error (see `OutputCheck`), what serves first taken as the reference."""
+    error: PaddockError | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether who serves will not change any more."""
+        return self.phase not in ("building", "comparing")
 
 
 class Deployment:
@@ -41,14 +72,9 @@ class Deployment:
         host: ServingHost,
         arena: Arena,
     ) -> None:
-        self.name = prepared.name
-        self.config = prepared.config
-        self.plan = plan
-        """The frozen plan, with what took effect."""
-        self.report = report
-        """The verification's report."""
-        self.artifacts = tuple(artifacts)
-        """One for each segment of the placement."""
+        self._plan = plan
+        self._report = report
+        self._artifacts = tuple(artifacts)
         self._prepared = prepared
         self._host = host
         self._closed = False
@@ -56,16 +82,57 @@ class Deployment:
         weakref.finalize(self, prepared.discard)
         self._registry = prepared.registry
         self._arena = arena
-        self.interface = prepared.interface
-        """What requests are checked by: the model's graph, float inputs and outputs in the config's `io_dtype`."""
-        self._border = Border(self.interface)
-        self._receivers = Receivers(self.interface)
+        self._interface = prepared.interface
+        self._border = Border(self._interface)
+        self._receivers = Receivers(self._interface)
         inputs = zip(prepared.origin.graph.input_values, prepared.target.graph.input_values, strict=True)
         outputs = zip(prepared.origin.graph.output_values, prepared.target.graph.output_values, strict=True)
         self._inputs = {here.name: there.name for here, there in inputs}
         self._outputs = {here.name: there.name for here, there in outputs}
-        self._answers = Answers(self.interface, self._outputs, plan.adapter)
+        self._answers = Answers(self._interface, self._outputs, plan.adapter)
         self._renames = any(here != there for here, there in (*self._inputs.items(), *self._outputs.items()))
+
+    @property
+    def name(self) -> str:
+        """Its name in events."""
+        return self._prepared.name
+
+    @property
+    def config(self) -> HardwareConfig:
+        """The config that it was made by."""
+        return self._prepared.config
+
+    @property
+    def plan(self) -> Plan:
+        """The frozen plan, with what took effect."""
+        return self._plan
+
+    @property
+    def report(self) -> Report:
+        """The verification's report."""
+        return self._report
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """One for each segment of the placement."""
+        return self._artifacts
+
+    @property
+    def interface(self) -> Graph:
+        """What requests are checked by: the model's graph, float inputs and outputs in the config's `io_dtype`."""
+        return self._interface
+
+    @property
+    def warm(self) -> WarmStart | None:
+        """How far the config's `warm_start` is; None where it has none."""
+        return None
+
+    def settle(self, timeout: float) -> WarmStart | None:
+        """Waits until it is decided who serves for good, for `timeout` seconds at most; returns `warm`.
+
+        Without live requests to compare by, that never is.
+        """
+        return self.warm
 
     @property
     def model(self) -> Model:
@@ -183,9 +250,13 @@ class Deployment:
             raise self._renamed(error) from None
         return dict(into)
 
+    def check_closing(self) -> None:
+        """Raises `RunFailed` where `close` would wait for its own caller: in a callback of what was submitted."""
+        self._host.check_closing()
+
     def close(self) -> None:
         """Waits for the requests inside, then frees everything; closing twice is fine."""
-        self._host.check_closing()
+        self.check_closing()
         try:
             self._host.close()
         finally:
