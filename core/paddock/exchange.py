@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -165,7 +166,7 @@ class Exchange:
         second: Deployment | None = None
         try:
             with self._crew:
-                second = build(self._tell)
+                second = build(_teller(self))
             if second is None:
                 self._stay(None, "kept", "it is the best that tuning found")
             else:
@@ -185,7 +186,7 @@ class Exchange:
     def _compare(self, second: Deployment) -> None:
         """Returns once `AGREEING` live requests were answered alike; raises where one was not."""
         adapter = second.plan.adapter
-        self._tell(f"{adapter} is compared on live requests")
+        self.tell(f"{adapter} is compared on live requests")
         self._status = replace(self._status, phase="comparing")
         self._announce()
         self._comparing = True
@@ -233,7 +234,7 @@ class Exchange:
         if self.final:
             return  # it was swapped: what failed since then changes nothing for any request
         if error is not None:
-            reason = f"what should take its place is refused: {error.problem}"
+            reason = f"what should take its place is refused: {str(error).splitlines()[0]}"
             _log.warning("%s goes on serving: %s", self._status.serving, error)
         self._status = replace(self._status, phase=phase, reason=reason, error=error)
         with self._left:
@@ -250,7 +251,10 @@ class Exchange:
             _log.warning("%s was closed, which failed: %s", deployment.plan.adapter, error)
         self._living.remove(deployment)
 
-    def _tell(self, message: str) -> None:
+    def tell(self, message: str) -> None:
+        """Notes what is being done for the second deployment; raises where nobody wants it any more."""
+        if self._status.phase != "building":
+            return
         if self._ended:
             raise _Ended
         self._status = replace(self._status, reason=message)
@@ -264,6 +268,18 @@ class Exchange:
             "worst": status.worst,
         }  # fmt: skip
         self.now.registry.observe(Event("warm", name, facts))
+
+
+def _teller(exchange: Exchange) -> Progress:
+    """Its `tell`, for whoever lives as long as the deployment that is built: that must not hold the exchange."""
+    known = weakref.ref(exchange)
+
+    def tell(message: str) -> None:
+        found = known()
+        if found is not None:
+            found.tell(message)
+
+    return tell
 
 
 def _check_alike(first: Deployment, second: Deployment) -> None:

@@ -375,11 +375,8 @@ class Adapter(ABC):
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth observing.
-
-    "candidate", "plan", "fallback", "repair", "artifact" (built and verified), "refused", "warm" (how far a warm start
-    is) or "closed".
-    """
+    """Something worth observing: "candidate", "plan", "artifact" (built and verified), "refused", "warm" (how far a
+    warm start is) or "closed"."""
 
     kind: str
     deployment: str

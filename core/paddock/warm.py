@@ -268,4 +268,4 @@ def _beside(chosen: HardwareConfig, serving: Deployment, registry: Registry) -> 
             f"memory.limit of {readable(limit)} for what is to take its place",
             where="$.memory.limit", remedy="raise memory.limit, or leave warm_start out",
         )  # fmt: skip
-    return chosen.model_copy(update={"memory": Memory(limit=type(limit)(limit - held))})
+    return chosen.model_copy(update={"memory": Memory(limit=int(limit - held))})
