@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +38,8 @@ _PATIENCE = 5.0
 class Crew:
     """All children that are made in a `with` block of it, by whatever is called there: for work in the background.
 
+    Their temporary files lie in one folder, which is removed at the end of the block: who is killed removes none.
+
     Args:
         niceness: Added to that of their processes, so that they leave the cores to others.
     """
@@ -44,6 +47,7 @@ class Crew:
     def __init__(self, niceness: int = 0) -> None:
         self.niceness = niceness
         self.ended = False
+        self.folder = ""
         self._members: list[Child] = []
         self._before: Token[Crew | None] | None = None
 
@@ -61,12 +65,14 @@ class Crew:
             child.kill()
 
     def __enter__(self) -> Crew:
+        self.folder = tempfile.mkdtemp(prefix="paddock-crew-")
         self._before = _CREW.set(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         assert self._before is not None
         _CREW.reset(self._before)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 _CREW: ContextVar[Crew | None] = ContextVar("crew", default=None)
@@ -152,6 +158,9 @@ class Child:
         raise ChildFailed(f"did not answer within {seconds:g} s and was ended", where=self.label)
 
     def _start(self) -> None:
+        crew = self._crew
+        self._check(crew)
+        own = {} if crew is None else {"TMPDIR": crew.folder}
         try:
             # Closed by `_stop`, not here: it has to outlive the call, to be read after a crash.
             self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -164,23 +173,23 @@ class Child:
                     stdout=self._log,
                     stderr=self._log,
                     pass_fds=(theirs.fileno(),),
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+                    env={**os.environ, **own, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
                 )
                 self._connection = Connection(ours.detach())
         except OSError as error:
             self._stop(kill=True)
             raise ChildFailed(f"the process could not be started: {error}", where=self.label) from error
-        if self._crew is not None:
-            self._obey(self._crew, self._process.pid)
-
-    def _obey(self, crew: Crew, pid: int) -> None:
-        if crew.ended:  # looked at once the process is known: whoever ends the crew from now on sees it
-            self._stop(kill=True)
-            raise ChildFailed("it was ended with what it is for", where=self.label)
-        if crew.niceness:
+        self._check(crew)  # again: who ended the crew before now could not see the process
+        if crew is not None and crew.niceness:
             with contextlib.suppress(OSError):  # it is gone already: the call will tell
                 # Its threads will be as nice as its first one is now.
+                pid = self._process.pid
                 os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) + crew.niceness)
+
+    def _check(self, crew: Crew | None) -> None:
+        if crew is not None and crew.ended:
+            self._stop(kill=True)
+            raise ChildFailed("it was ended with what it is for", where=self.label)
 
     def _stop(self, kill: bool) -> None:
         if self._connection is not None:

@@ -67,7 +67,11 @@ class Exchange:
         # A daemon, or the interpreter would wait for it before anything could tell it to end.
         self._thread = threading.Thread(target=self._work, args=(build,), name="paddock warm start", daemon=True)
         atexit.register(self._leave_in_time)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            atexit.unregister(self._leave_in_time)
+            raise
 
     @property
     def status(self) -> WarmStart:
@@ -180,6 +184,7 @@ class Exchange:
             else:
                 self._stay(second, "refused", "", _refusal(error))
         finally:
+            self._shadow.finish()
             self._over.set()
             atexit.unregister(self._leave_in_time)
 

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ class Shadow:
 
     def __init__(self) -> None:
         self._places = threading.Semaphore(HELD)
+        self._lock = threading.Lock()
+        self._over = False
         self._waiting: queue.SimpleQueue[Answered | None] = queue.SimpleQueue()
 
     def offer(self, feeds: Mapping[str, Any], answer: Outputs) -> None:
@@ -44,7 +47,10 @@ class Shadow:
         if not answer or not self._places.acquire(blocking=False):
             return
         try:
-            self._waiting.put(Answered(copied(feeds), copied(answer)))
+            request = Answered(copied(feeds), copied(answer))
+            with self._lock:
+                if not self._over:
+                    self._waiting.put(request)
         except Exception as error:
             self._places.release()
             _log.warning("a request could not be copied, and is not compared: %s: %s", type(error).__name__, error)
@@ -60,6 +66,14 @@ class Shadow:
     def end(self) -> None:
         """Wakes whoever waits; takes no lock that the same thread could hold while garbage is collected."""
         self._waiting.put(None)
+
+    def finish(self) -> None:
+        """Takes no more, and drops what nobody took."""
+        with self._lock:
+            self._over = True
+        with suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
 
 
 def put_to(other: Deployment, request: Answered, by: str) -> Report | None:

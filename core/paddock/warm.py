@@ -204,7 +204,11 @@ def start(
                 error.problem += f"; that is what {serving.plan.adapter} leaves of it while both are there"
             raise
 
-    return WarmDeployment(Exchange(serving, build))
+    try:
+        return WarmDeployment(Exchange(serving, build))
+    except BaseException:  # no thread could be started
+        serving.close()
+        raise
 
 
 def _first_config(config: HardwareConfig, registry: Registry) -> HardwareConfig:
@@ -268,4 +272,4 @@ def _beside(chosen: HardwareConfig, serving: Deployment, registry: Registry) -> 
             f"memory.limit of {readable(limit)} for what is to take its place",
             where="$.memory.limit", remedy="raise memory.limit, or leave warm_start out",
         )  # fmt: skip
-    return chosen.model_copy(update={"memory": Memory(limit=int(limit - held))})
+    return chosen.model_copy(update={"memory": Memory.model_validate({"limit": int(limit - held)})})

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -329,6 +330,16 @@ def test_a_crew_is_as_nice_as_it_is_said_to_be() -> None:
             assert pool.submit(other.call, os.nice, 0).result() == os.nice(0) + 7
     with Child("usual") as usual:
         assert usual.call(os.nice, 0) == os.nice(0)
+
+
+def test_what_a_killed_member_leaves_is_removed() -> None:
+    with Crew() as crew, Child("temporary") as child:
+        left = Path(child.call(tempfile.mkdtemp))
+        assert left.parent == Path(crew.folder) and left.is_dir()
+        child.kill()
+        with pytest.raises(ChildFailed):
+            child.call(calls.pid)
+    assert not Path(crew.folder).exists()
 
 
 def test_crews_nest_and_end_with_their_block() -> None:

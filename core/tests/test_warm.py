@@ -496,6 +496,20 @@ def test_a_callback_of_its_own_cannot_close_it(start: Start, when: str) -> None:
     ask(deployment)
 
 
+def test_where_no_thread_can_be_had_nothing_is_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if "warm start" in thread.name:
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        start()
+    assert STAGE.closed == STAGE.loaded
+
+
 def test_who_hears_of_it_cannot_close_it(start: Start, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     STAGE.load.clear()
     deployment = start()
@@ -767,6 +781,11 @@ def test_at_most_so_many_copies_are_held() -> None:
             kept.offer({"x": x}, {"y": 2 * x})
     kept.end()
     assert kept.take() is None
+    kept.offer({"x": x}, {"y": x})
+    kept.finish()
+    kept.offer({"x": x}, {"y": x})
+    kept.end()
+    assert kept.take() is None, "what waited is dropped, and no more is taken"
 
 
 def test_what_cannot_be_copied_is_not_compared(
