@@ -285,6 +285,40 @@ def test_who_is_inside_the_first_is_waited_for(start: Start) -> None:
     assert STAGE.closed == STAGE.loaded
 
 
+@pytest.mark.parametrize("way", ["run", "submit"])
+def test_who_is_on_the_way_to_the_first_is_waited_for(start: Start, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """A request that was given to the first just before the swap, and comes to it after."""
+    deployment = start()
+    comparing(deployment)
+    assert isinstance(deployment, WarmDeployment)
+    first, go, late = deployment._exchange.now, threading.Event(), threading.Event()
+    original = getattr(first, way)
+
+    def slow(feeds: Any, *more: Any, **options: Any) -> Any:
+        if threading.current_thread() is caller:
+            late.set()
+            assert go.wait(LONG)
+        return original(feeds, *more, **options)
+
+    def call() -> None:
+        found = getattr(deployment, way)({"x": rows(1.0)})
+        answers.append(found if way == "run" else found.result(LONG))
+
+    answers: list[Mapping[str, Array]] = []
+    caller = threading.Thread(target=call)
+    monkeypatch.setattr(first, way, slow)
+    caller.start()
+    assert late.wait(LONG)
+    wait_until(lambda: ask(deployment) and phase(deployment) == "swapped", "it is swapped")
+    found = deployment.settle(0.1)
+    assert found is not None and found.decided and not STAGE.closed
+    go.set()
+    caller.join()
+    np.testing.assert_array_equal(answers[0]["y"], 2 * rows(1.0))
+    settled(deployment)
+    assert STAGE.closed == {"first": STAGE.loaded["first"]}
+
+
 @pytest.mark.parametrize("backend", ["bound", "second"])
 def test_submitted_requests_fail_and_are_cancelled_as_ever(start: Start, backend: str) -> None:
     deployment = start({"raises": True}, backend=backend, warm_start="cpu/first", accuracy={"verify": "off"})
