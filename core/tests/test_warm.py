@@ -429,17 +429,29 @@ def test_a_second_that_cannot_be_closed_disturbs_nobody(start: Start, caplog: py
     ask(deployment)
 
 
-def test_a_model_that_changed_meanwhile_is_not_taken(registry: Registry, tmp_path: Path) -> None:
-    path = save(tmp_path / "changing.onnx")
+@pytest.mark.parametrize("when", ["before it is read again", "while it is loaded"])
+def test_a_model_that_changed_meanwhile_is_not_taken(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    path, other = save(tmp_path / "changing.onnx"), save(tmp_path / "other.onnx", 3.0)
     asked = config({}, accuracy={"verify": "off"})
+    del asked["options"]
+
+    def tune(*args: Any, **options: Any) -> Tuned:
+        os.replace(other, path)
+        return Tuned({k: v for k, v in asked.items() if k != "warm_start"}, "latency", "the best", (), 1.0)
+
+    early = when == "before it is read again"
+    monkeypatch.setattr(auto, "tune", tune)
     STAGE.load.clear()
-    first = save(tmp_path / "other.onnx", 3.0)
-    with auto.deploy(path, asked, registry=registry) as deployment:
+    with auto.deploy(path, {**asked, "backend": "auto"} if early else asked, registry=registry) as deployment:
         assert STAGE.loading.wait(LONG)
-        os.replace(first, path)
+        if not early:
+            os.replace(other, path)
         STAGE.load.set()
         found = settled(deployment)
         assert found.phase == "refused" and isinstance(found.error, ModelError) and "changed" in found.reason
+        assert early == ("since it serves" in found.reason)
         ask(deployment)
 
 
@@ -792,7 +804,7 @@ def test_samples_given_in_the_call_judge_both(registry: Registry, model: Path) -
     sample = rows(1000.0)
     with auto.deploy(model, config({"wrong": ["y"]}), registry=registry, samples=[{"x": sample}]) as deployment:
         assert deployment.report.source == "given in the call"
-        sample[...] = 0  # it is the caller's again
+        sample[...] = rows(5.0)  # it is the caller's again
         STAGE.load.set()
         found = settled(deployment)
         assert found.phase == "refused" and isinstance(found.error, AccuracyRefused) and found.compared == 0
