@@ -56,7 +56,9 @@ class Exchange:
         self._first = first.name, first.plan.adapter
         self._living = [first]
         self._inside = 0
-        self._left = threading.Condition()
+        self._turn = threading.RLock()  # a signal's handler may make requests too
+        self._left = threading.Condition(self._turn)
+        """For whoever waits until nobody is inside the first any more."""
         self._comparing = False
         self._shadow = Shadow()
         self._status = WarmStart("building", first.plan.adapter, "it is about to be built")
@@ -150,16 +152,16 @@ class Exchange:
         self._thread.join()
 
     def _enter(self) -> Deployment | None:
-        with self._left:
+        with self._turn:
             if self.final:
                 return None
             self._inside += 1
             return self.now
 
     def _leave(self) -> None:
-        with self._left:
+        with self._turn:
             self._inside -= 1
-            if not self._inside:
+            if self.final and not self._inside:
                 self._left.notify_all()
 
     def _show(self, feeds: Mapping[str, Any], answer: Outputs) -> None:
@@ -221,7 +223,7 @@ class Exchange:
 
     def _swap(self, second: Deployment) -> None:
         """From now on requests go to the second; the first is closed when those inside it are done."""
-        with self._left:
+        with self._turn:
             first, self.now = self.now, second
             self.final = True
         adapter = second.plan.adapter
@@ -242,7 +244,7 @@ class Exchange:
             reason = f"what should take its place is refused: {str(error).splitlines()[0]}"
             _log.warning("%s goes on serving: %s", self._status.serving, error)
         self._status = replace(self._status, phase=phase, reason=reason, error=error)
-        with self._left:
+        with self._turn:
             self.final = True
         if second is not None:
             self._closed(second)
