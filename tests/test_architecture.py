@@ -35,7 +35,7 @@ ORDER = [
     "quantizing", "lowering", "placing", "flow", "pipeline", "built", "metrics", "verify",
     "budget", "draft", "asked", "prepare", "ready", "trials", "precision_search", "repair", "resident", "footprint",
     "checks", "serving", "kept",
-    "deployment", "requirements", "bundle",
+    "deployment", "shadow", "exchange", "warm", "requirements", "bundle",
     "contest", "contenders", "tune", "auto", "sides", "facts", "diff", "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli",

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,7 @@ from paddock.prepare import ConfigSource, ModelSource, Progress
 from paddock.reading import open_model
 from paddock.registry import CORE, Registry
 from paddock.tune import tune
+from paddock.warm import start
 
 _KEPT = "tuned"
 _SCHEMA_SAYS = {
@@ -59,11 +61,15 @@ class _Asked(BaseModel):
 
 @dataclass(frozen=True)
 class Auto:
-    """A config with "auto" in it: what else it states, as data with absolute paths, and how it is to be settled."""
+    """A config with "auto" in it: what else it states, as data with absolute paths, and how it is to be settled.
+
+    `warm_start` is what serves meanwhile; no candidate knows of it.
+    """
 
     stated: Mapping[str, Any]
     tune: Tune
     source: str
+    warm_start: str | None = None
 
 
 def read(source: ConfigSource) -> HardwareConfig | Auto:
@@ -103,15 +109,23 @@ def read(source: ConfigSource) -> HardwareConfig | Auto:
     found = HardwareConfig.parse(json.dumps(shown), where, base).as_data()
     if "precision" not in open_keys:
         found.setdefault("precision", Precision.FP32.value)  # what a config means that leaves it out
-    return Auto({k: v for k, v in found.items() if k not in open_keys}, how, where)
+    warm_start = found.pop("warm_start", None)
+    return Auto({k: v for k, v in found.items() if k not in open_keys}, how, where, warm_start)
 
 
 def stated(source: ConfigSource | None) -> dict[str, Any]:
-    """What a config states, as data, with its precision: all of it but what is "auto"; nothing where there is none."""
+    """What a config states, as data, with its precision: all but what is "auto", and `warm_start`.
+
+    Nothing where there is none.
+    """
     if source is None:
         return {}
     found = read(source)
-    return dict(found.stated) if isinstance(found, Auto) else {"precision": found.precision.value, **found.as_data()}
+    if isinstance(found, Auto):
+        return dict(found.stated)
+    data = {"precision": found.precision.value, **found.as_data()}
+    data.pop("warm_start", None)
+    return data
 
 
 def json_schema() -> dict[str, Any]:
@@ -134,31 +148,31 @@ def json_schema() -> dict[str, Any]:
 
 def settled(
     model: ModelSource,
-    config: ConfigSource,
+    config: ConfigSource | Auto,
     *,
     registry: Registry | None = None,
     progress: Progress | None = None,
 ) -> HardwareConfig:
     """The config itself or, where it says "auto", what measuring found; the answer is kept."""
-    found = read(config)
+    found = config if isinstance(config, Auto) else read(config)
     if isinstance(found, HardwareConfig):
         return found
-    if isinstance(model, Model):
-        raise UsageError("is read already: candidates are measured in processes that read its files", where="model")
+    path = _check_path(model)
     registry = registry if registry is not None else Registry.discover()
     with Children() as children:
         key = _key(open_model(model, registry, children), found, registry)
     known = registry.store.get(_KEPT, key)
     if known is None:
         tuned = tune(
-            Path(model), found.stated, seconds=found.tune.seconds, objective=found.tune.objective, registry=registry,
+            path, found.stated, seconds=found.tune.seconds, objective=found.tune.objective, registry=registry,
             progress=progress,
         )  # fmt: skip
         if progress is not None:
             progress(tuned.reason)
         known = asdict(tuned)
         registry.store.put(_KEPT, key, known)
-    return HardwareConfig.load(known["config"])
+    warm = {} if found.warm_start is None else {"warm_start": found.warm_start}
+    return HardwareConfig.load({**known["config"], **warm})
 
 
 def settled_before(model: ModelSource, config: ConfigSource, registry: Registry, children: Children) -> HardwareConfig:
@@ -190,10 +204,37 @@ def deploy(
     """Deploys `model` as `config` says, checked against the reference; "auto" in it is settled by measuring first.
 
     Arguments and errors are those of `paddock.deployment.deploy`. What was measured is kept: the next deployment of the
-    same model, under the same config and versions on this host, takes the same choice at once.
+    same model, under the same config and versions on this host, takes the same choice at once. With `warm_start` that
+    adapter serves at once, and all this happens in the background (`Deployment.warm`).
     """
-    chosen = settled(model, config, registry=registry, progress=progress)
-    return deploy_settled(model, chosen, registry=registry, children=children, progress=progress, samples=samples)
+    found = read(config)
+    if found.warm_start is None:
+        chosen = settled(model, found, registry=registry, progress=progress)
+        return deploy_settled(model, chosen, registry=registry, children=children, progress=progress, samples=samples)
+    registry = registry if registry is not None else Registry.discover()
+    settle = None
+    if isinstance(found, Auto):
+        _check_path(model)
+        settle = partial(_settled_later, model, found, registry)
+        found = _warm_config(found)
+    return start(model, found, settle, registry=registry, children=children, progress=progress, samples=samples)
+
+
+def _check_path(model: ModelSource) -> Path:
+    if isinstance(model, Model):
+        raise UsageError("is read already: candidates are measured in processes that read its files", where="model")
+    return Path(model)
+
+
+def _warm_config(found: Auto) -> HardwareConfig:
+    """What is stated beside "auto", with the adapter of `warm_start` in the place of what is still to be found."""
+    hardware, _, backend = (found.warm_start or "").partition("/")
+    stated = {**found.stated, "hardware": hardware, "backend": backend, "warm_start": found.warm_start}
+    return HardwareConfig.parse(json.dumps(stated), found.source, Path())
+
+
+def _settled_later(model: ModelSource, found: Auto, registry: Registry, tell: Progress) -> HardwareConfig:
+    return settled(model, found, registry=registry, progress=tell)
 
 
 def _key(model: Model, asked: Auto, registry: Registry) -> list[Any]:

@@ -36,7 +36,8 @@ def bench(
         chosen: dict[str, Any] = dict(configs)
         for label, source in configs.items():
             with suppress(PaddockError):  # its row in the table says what is wrong with it
-                chosen[label] = settled(model, source, progress=tell)
+                chosen[label] = known = settled(model, source, progress=tell)
+                terminal.note_warm_start(known.warm_start)
         entries = measure(model, chosen, seconds=seconds, sample=input, progress=tell)
     if json:
         found = [

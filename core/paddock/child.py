@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar, Token
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, TypeVar
@@ -33,6 +35,49 @@ _PATIENCE = 5.0
 """Seconds that a child has to end by itself once its connection is closed."""
 
 
+class Crew:
+    """All children that are made in a `with` block of it, by whatever is called there: for work in the background.
+
+    Their temporary files lie in one folder, which is removed at the end of the block: who is killed removes none.
+
+    Args:
+        niceness: Added to that of their processes, so that they leave the cores to others.
+    """
+
+    def __init__(self, niceness: int = 0) -> None:
+        self.niceness = niceness
+        self.ended = False
+        self.folder = ""
+        self._members: list[Child] = []
+        self._before: Token[Crew | None] | None = None
+
+    def join(self, child: Child) -> None:
+        """Makes it one of them."""
+        self._members.append(child)
+
+    def end(self) -> None:
+        """Ends their processes at once, also inside of calls, which raise `ChildFailed`, as all later ones do.
+
+        From any thread, and without waiting for a lock: this may be called while garbage is collected.
+        """
+        self.ended = True
+        for child in tuple(self._members):
+            child.kill()
+
+    def __enter__(self) -> Crew:
+        self.folder = tempfile.mkdtemp(prefix="paddock-crew-")
+        self._before = _CREW.set(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._before is not None
+        _CREW.reset(self._before)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_CREW: ContextVar[Crew | None] = ContextVar("crew", default=None)
+
+
 class Child:
     """One worker process, started at the first call and again after a crash; one call at a time.
 
@@ -42,6 +87,9 @@ class Child:
 
     def __init__(self, label: str) -> None:
         self.label = label
+        self._crew = _CREW.get()
+        if self._crew is not None:
+            self._crew.join(self)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -72,6 +120,12 @@ class Child:
         """Ends the process; fine to call twice."""
         with self._lock:
             self._stop(kill=False)
+
+    def kill(self) -> None:
+        """Ends the process, also while a call is inside; that one raises `ChildFailed`."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def __enter__(self) -> Child:
         return self
@@ -104,6 +158,9 @@ class Child:
         raise ChildFailed(f"did not answer within {seconds:g} s and was ended", where=self.label)
 
     def _start(self) -> None:
+        crew = self._crew
+        self._check(crew)
+        own = {} if crew is None else {"TMPDIR": crew.folder}
         try:
             # Closed by `_stop`, not here: it has to outlive the call, to be read after a crash.
             self._log = tempfile.TemporaryFile()  # noqa: SIM115
@@ -116,12 +173,23 @@ class Child:
                     stdout=self._log,
                     stderr=self._log,
                     pass_fds=(theirs.fileno(),),
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+                    env={**os.environ, **own, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
                 )
                 self._connection = Connection(ours.detach())
         except OSError as error:
             self._stop(kill=True)
             raise ChildFailed(f"the process could not be started: {error}", where=self.label) from error
+        self._check(crew)  # again: who ended the crew before now could not see the process
+        if crew is not None and crew.niceness:
+            with contextlib.suppress(OSError):  # it is gone already: the call will tell
+                # Its threads will be as nice as its first one is now.
+                pid = self._process.pid
+                os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) + crew.niceness)
+
+    def _check(self, crew: Crew | None) -> None:
+        if crew is not None and crew.ended:
+            self._stop(kill=True)
+            raise ChildFailed("it was ended with what it is for", where=self.label)
 
     def _stop(self, kill: bool) -> None:
         if self._connection is not None:

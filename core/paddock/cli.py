@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -21,6 +21,10 @@ from rich.markup import escape
 from paddock import __version__, bench_cli, bundle_cli, cache_cli, diff_cli, tune_cli
 from paddock.errors import PaddockError, UsageError
 from paddock.terminal import INTERNAL, Terminal, error_json, exit_code
+
+if TYPE_CHECKING:
+    from paddock.config import HardwareConfig
+    from paddock.prepare import Progress
 
 INTERRUPTED, BROKEN_PIPE = 130, 141
 """What a shell reports for SIGINT and SIGPIPE."""
@@ -134,7 +138,6 @@ def plan(
 ) -> None:
     """Shows what would run where, in which precision and memory, without building it; fails if that is too much."""
     from paddock import show
-    from paddock.auto import settled
     from paddock.checks import over_budget, with_known_memory
     from paddock.child import Children
     from paddock.jsontext import write_text
@@ -146,7 +149,7 @@ def plan(
     if html is not None:
         _check_file(html, "--html")
     with _terminal.progress() as tell, Children() as children:
-        prepared = prepare(model, settled(model, config, progress=tell), children=children, progress=tell)
+        prepared = prepare(model, _settled(model, config, tell), children=children, progress=tell)
         try:
             prepared = with_known_memory(as_deployed(prepared))
             refused = over_budget(prepared)
@@ -176,8 +179,8 @@ def run(
     json: JsonFlag = False,
 ) -> None:
     """Deploys a model, or takes a bundle; verifies, runs once on the input and writes the outputs."""
-    from paddock.auto import deploy
     from paddock.bundle import load_bundle
+    from paddock.deployment import deploy
     from paddock.npz import read_npz, write_npz
 
     feeds = read_npz(input, "--input")
@@ -186,7 +189,7 @@ def run(
         if bundle is not None and model is None and config is None:
             deployment = stack.enter_context(load_bundle(bundle, progress=tell))
         elif bundle is None and model is not None and config is not None:
-            deployment = stack.enter_context(deploy(model, config, progress=tell))
+            deployment = stack.enter_context(deploy(model, _settled(model, config, tell), progress=tell))
         else:
             raise UsageError("needs --model and --config, or --bundle alone", where="paddock run")
         answers = deployment.run(feeds)
@@ -213,7 +216,6 @@ def verify(
 ) -> None:
     """Checks a deployment against the reference, or every adapter that is here with --all."""
     from paddock import show
-    from paddock.auto import settled
     from paddock.compare import every_adapter, verify_one
 
     if all:
@@ -240,7 +242,7 @@ def verify(
     if config is None:
         raise UsageError("needs --config, or --all", where="paddock verify")
     with _terminal.progress() as tell:
-        deployed_plan, report = verify_one(model, settled(model, config, progress=tell), write_golden, tell)
+        deployed_plan, report = verify_one(model, _settled(model, config, tell), write_golden, tell)
     if json:
         _terminal.document({"report": report.to_json(), "plan": deployed_plan.to_json()})
     else:
@@ -256,14 +258,13 @@ def bisect(
 ) -> None:
     """Finds the nodes that make a deployment wrong, and writes a config that keeps them off."""
     from paddock import show
-    from paddock.auto import settled
     from paddock.bisect import bisect as search
     from paddock.jsontext import write_json
 
     if output is not None:
         _check_file(output, "--output")
     with _terminal.progress() as tell:
-        found = search(model, settled(model, config, progress=tell), progress=tell)
+        found = search(model, _settled(model, config, tell), progress=tell)
     if output is not None:
         write_json(output, found.config, "--output")
     if json:
@@ -305,15 +306,22 @@ def quantize(
 
 def _lower(model: Path, config: str, output: Path, json: bool, quantize: bool) -> None:
     from paddock import show
-    from paddock.auto import settled
     from paddock.lowered import write_lowered
 
     with _terminal.progress() as tell:
-        written = write_lowered(model, settled(model, config, progress=tell), output, quantize=quantize, progress=tell)
+        written = write_lowered(model, _settled(model, config, tell), output, quantize=quantize, progress=tell)
     if json:
         _terminal.document({**written.to_json(), "written": str(output)})
     else:
         show.show_written(_terminal.out, written)
+
+
+def _settled(model: Path, config: str, tell: Progress) -> HardwareConfig:
+    from paddock.auto import settled
+
+    found = settled(model, config, progress=tell)
+    _terminal.note_warm_start(found.warm_start)
+    return found
 
 
 def _check_file(path: Path, option: str) -> None:

@@ -87,13 +87,13 @@ def anew(config: HardwareConfig) -> HardwareConfig:
 def every_adapter(model: Path, config: str | None, progress: Callable[[str], None]) -> list[Row]:
     """A row for every adapter that is here and every precision that it computes in.
 
-    `config` gives shapes, samples and the like; its hardware, backend, precision, options and candidates are replaced.
+    `config` gives shapes, samples and the like; its adapters, precision and options are replaced.
     """
     base: dict[str, Any] = {}
     if config is not None:
         loaded = HardwareConfig.load(config)
         base = loaded.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        for key in ("options", "candidates", "fallback", "devices"):
+        for key in ("options", "candidates", "fallback", "devices", "warm_start"):
             base.pop(key, None)
     registry = Registry.discover()
     rows = []

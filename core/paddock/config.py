@@ -40,7 +40,7 @@ AUTO = "auto"
 AUTO_KEYS = ("hardware", "backend", "precision")
 """What may be "auto": `paddock.auto` settles it by measuring."""
 
-RESERVED = ("isolation", "timeout", "warm_start")
+RESERVED = ("isolation", "timeout")
 """Keys that a later version gives a meaning; refused until then rather than ignored."""
 
 DEFAULT_MAX_ERROR: Mapping[Precision, float] = {
@@ -269,6 +269,8 @@ class HardwareConfig(_Part):
     strict: bool = True
     """Refuse where what took effect differs from what was asked for, and where a check proves nothing."""
     threads: Annotated[PositiveInt, Field(le=4096)] | None = None
+    warm_start: AdapterName | None = None
+    """Who serves, in fp32 and without options, until hardware/backend is built and agrees with it on live requests."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """The adapter's own options; `paddock adapters` lists them."""
 
@@ -288,6 +290,15 @@ class HardwareConfig(_Part):
             raise PydanticCustomError("storage", "operators.keep_fp32 has no effect with storage")
         if self.io_dtype is not None and self.precision is not Precision.FP16:
             raise PydanticCustomError("io_dtype", f"io_dtype {self.io_dtype} goes with precision fp16 only")
+        return self
+
+    @model_validator(mode="after")
+    def _startable(self) -> HardwareConfig:
+        if self.warm_start is not None and self.io_dtype is not None:
+            raise PydanticCustomError("warm_start", "warm_start serves in fp32, so it does not go with io_dtype")
+        if self.warm_start is not None and self.batch_size == "max":
+            problem = 'warm_start needs a stated batch_size: how much "max" is differs from adapter to adapter'
+            raise PydanticCustomError("warm_start", problem)
         return self
 
     def __eq__(self, other: object) -> bool:

@@ -114,6 +114,8 @@ def _notes(
     notes += [f"{name} computes its nodes in fp32: it does not compute in {config.precision}" for name in widened]
     if config.accuracy.verify == "off":
         notes.append('NOT VERIFIED: accuracy.verify is "off"')
+    if config.warm_start is not None:
+        notes.append(f"warm_start {config.warm_start} is not in effect: this is what it is swapped for")
     if not config.strict:
         notes.append("not strict: settings without effect and inconclusive checks are let through")
     narrow = sorted({v.dtype for v in origin.graph.values if v.dtype in ("float16", "bfloat16")})

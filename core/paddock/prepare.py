@@ -49,7 +49,7 @@ ModelSource = str | os.PathLike[str] | Model
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any] | HardwareConfig
 Progress = Callable[[str], None]
 
-_NAMES = (f"deployment {number}" for number in itertools.count(1))
+_NUMBERS = itertools.count(1)
 
 
 def prepare(
@@ -104,7 +104,7 @@ def prepare(
 
 def deployment_name() -> str:
     """A new deployment's name in events."""
-    return next(_NAMES)
+    return f"deployment {next(_NUMBERS)}"
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,55 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from paddock.arena import Arena
-from paddock.errors import OtherShape, UsageError, did_you_mean
+from paddock.config import HardwareConfig
+from paddock.errors import OtherShape, PaddockError, UsageError, did_you_mean
 from paddock.footprint import Measured
+from paddock.graph import Graph
 from paddock.host import Outputs, ServingHost
 from paddock.into import Answers, Receivers
-from paddock.model import Files
+from paddock.model import Files, Model
+from paddock.plan import Plan
 from paddock.planning.shapes import describe_shape
 from paddock.ready import Ready
 from paddock.registry import Registry
 from paddock.samples import Border
 from paddock.spi import Artifact, Event, other_shape
 from paddock.verify import Report
+
+Phase = Literal["building", "comparing", "swapped", "kept", "refused", "closed"]
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """How far a warm start is.
+
+    `phase` is "building" or "comparing" while the adapter of `warm_start` serves until further notice. Then one of:
+    "swapped": what the config asks for serves; "refused": what was built is wrong, or could not be built, and `error`
+    says why; "kept": tuning found nothing better than what serves; "closed": it was closed before that was decided.
+    """
+
+    phase: Phase
+    serving: str
+    """The adapter that serves."""
+    reason: str
+    """Why it serves or, while building, what is being done."""
+    compared: int = 0
+    """How many live requests both answered."""
+    worst: float | None = None
+    """Their largest relative error (see `OutputCheck`), what serves first taken as the reference."""
+    error: PaddockError | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether who serves will not change any more."""
+        return self.phase not in ("building", "comparing")
 
 
 class Origin(Protocol):
@@ -55,36 +87,76 @@ class Deployment:
         registry: Registry,
         origin: Origin,
     ) -> None:
-        self.name = origin.name
-        self.ready = ready
-        """What its sessions were loaded from."""
-        self.config = ready.config
-        self.plan = ready.plan
-        """The frozen plan, with what took effect."""
-        self.report = report
-        """The verification's report."""
-        self.artifacts = tuple(segment.artifact for segment in ready.built.segments)
-        """One for each segment of the placement."""
-        self.model = ready.origin
-        """The model as the user gave it, with the config's shapes as bounds."""
-        self.interface = ready.interface
-        """What requests are checked by: the model's graph, float inputs and outputs in the config's `io_dtype`."""
+        self._ready = ready
+        self._report = report
         self._origin = origin
         self._host, self._arena = loaded
         self._closed = False
         # Also when a deployment is dropped, or the interpreter ends, without `close`.
         weakref.finalize(self, origin.discard)
         self._registry = registry
-        self._border = Border(self.interface)
-        self._receivers = Receivers(self.interface)
+        self._border = Border(ready.interface)
+        self._receivers = Receivers(ready.interface)
         self._inputs, self._outputs = dict(ready.inputs), dict(ready.outputs)
-        self._answers = Answers(self.interface, self._outputs, self.plan.adapter)
+        self._answers = Answers(ready.interface, self._outputs, ready.plan.adapter)
         self._renames = any(here != there for here, there in (*ready.inputs, *ready.outputs))
+
+    @property
+    def name(self) -> str:
+        """Its name in events."""
+        return self._origin.name
+
+    @property
+    def ready(self) -> Ready:
+        """What its sessions were loaded from."""
+        return self._ready
+
+    @property
+    def config(self) -> HardwareConfig:
+        """The config that it was made by."""
+        return self.ready.config
+
+    @property
+    def plan(self) -> Plan:
+        """The frozen plan, with what took effect."""
+        return self.ready.plan
+
+    @property
+    def report(self) -> Report:
+        """The verification's report."""
+        return self._report
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """One for each segment of the placement."""
+        return tuple(segment.artifact for segment in self.ready.built.segments)
+
+    @property
+    def interface(self) -> Graph:
+        """What requests are checked by: the model's graph, float inputs and outputs in the config's `io_dtype`."""
+        return self.ready.interface
+
+    @property
+    def model(self) -> Model:
+        """The model as the user gave it, with the config's shapes as bounds."""
+        return self.ready.origin
 
     @property
     def registry(self) -> Registry:
         """The plugins it was chosen from."""
         return self._registry
+
+    @property
+    def warm(self) -> WarmStart | None:
+        """How far the config's `warm_start` is; None where it has none."""
+        return None
+
+    def settle(self, timeout: float) -> WarmStart | None:
+        """Waits until it is decided who serves for good, for `timeout` seconds at most; returns `warm`.
+
+        Without live requests to compare by, that never is.
+        """
+        return self.warm
 
     @property
     def lowered(self) -> tuple[Files, Files]:
@@ -188,9 +260,13 @@ class Deployment:
             raise self._renamed(error) from None
         return dict(into)
 
+    def check_closing(self) -> None:
+        """Raises `RunFailed` where `close` would wait for its own caller: in a callback of what was submitted."""
+        self._host.check_closing()
+
     def close(self) -> None:
         """Waits for the requests inside, then frees everything; closing twice is fine."""
-        self._host.check_closing()
+        self.check_closing()
         try:
             self._host.close()
         finally:

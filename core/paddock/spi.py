@@ -155,9 +155,9 @@ class Context:
     """What an adapter may use while it selects, compiles and loads."""
 
     work: Path
-    """A folder for this deployment's files; gone when the deployment closes."""
+    """For this deployment's files; gone when it closes. What the artifact names is kept."""
     cache: Path
-    """A folder kept between deployments, private to this adapter and its SDK's versions."""
+    """Kept between deployments, private to this adapter and its SDK's versions."""
     progress: Callable[[str], None] = lambda message: None
 
 
@@ -186,8 +186,7 @@ class SegmentPlan:
 class Artifact:
     """What `compile` leaves and `load` takes.
 
-    `files` are by role; files of the model itself are referred to, not copied. `facts` is JSON data that `load` needs
-    or a reader wants. Artifacts pickle, since a child tries them out first.
+    `files` are by role; files of the model itself are referred to, not copied. `facts` is JSON data (no tuples).
     """
 
     adapter: str
@@ -379,7 +378,7 @@ class Adapter(ABC):
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth observing: "candidate", "plan", "artifact" (built and verified), "refused" or "closed"."""
+    """Worth observing: "candidate", "plan", "artifact" (built, verified), "refused", "warm" (its start), "closed"."""
 
     kind: str
     deployment: str

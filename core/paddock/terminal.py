@@ -87,6 +87,11 @@ class Terminal:
         with self.err.status("starting") as status:
             yield status.update
 
+    def note_warm_start(self, adapter: str | None) -> None:
+        """Says on stderr that a command takes no account of the config's `warm_start`."""
+        if adapter is not None:
+            self.err.print(f"note: warm_start {adapter} has no effect here: a command takes what it is swapped for")
+
     def interrupted(self) -> None:
         """Shows that the user ended it."""
         if self.json:

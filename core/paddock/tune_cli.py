@@ -34,7 +34,7 @@ def tune(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Finds the best adapter, precision and settings for a model on this host, by measuring."""
-    from paddock.auto import stated
+    from paddock.auto import read, stated
     from paddock.contenders import OBJECTIVES
     from paddock.jsontext import write_json
     from paddock.npz import read_npz
@@ -46,6 +46,8 @@ def tune(
     if output is not None and (not output.parent.is_dir() or output.is_dir()):
         raise UsageError("is no file in a folder that exists", where=f"--output: {output}")
     sample = read_npz(input, "--input") if input is not None else None
+    if config is not None:
+        terminal.note_warm_start(read(config).warm_start)
     with terminal.progress() as tell:
         found = measure(
             model, stated(config), seconds=_seconds(budget), objective=OBJECTIVES[objective], sample=sample,

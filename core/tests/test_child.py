@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import paddock_calls as calls
 import psutil
 import pytest
 from paddock import child as child_module
-from paddock.child import Child, Children, call_in_child
+from paddock.child import Child, Children, Crew, call_in_child
 from paddock.errors import BuildFailed, ChildFailed, ConfigError, PaddockError, Unsupported
 
 
@@ -288,3 +289,67 @@ def test_close_ends_a_child_that_does_not_listen(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(child_module, "_PATIENCE", 0.1)
     child.close()
     assert gone(process)
+
+
+# Crews
+
+
+def test_a_crew_is_ended_inside_of_calls(tmp_path: Path) -> None:
+    """Also of those that were made by who knows nothing of it; whoever is not of it goes on."""
+    crew, mark, said = Crew(), tmp_path / "pid", list[BaseException]()
+    with Child("outside") as outside:
+        before = outside.call(calls.pid)
+
+        def work() -> None:
+            with crew, Children() as children:
+                idle = children.get("idle").call(calls.pid)
+                try:
+                    call_in_child("busy", calls.write_pid_and_hang, str(mark))
+                except PaddockError as error:
+                    said.append(error)
+                wait_until(lambda: gone(idle), "the idle one has ended too")
+                for label in ("idle", "another"):
+                    with pytest.raises(ChildFailed) as caught:
+                        children.get(label).call(calls.pid)
+                    said.append(caught.value)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        wait_until(lambda: mark.exists() and mark.read_text() != "", "it is busy")
+        crew.end()
+        worker.join()
+        assert [type(error) for error in said] == [ChildFailed] * 3 and "SIGKILL" in str(said[0])
+        assert gone(int(mark.read_text())) and outside.call(calls.pid) == before
+        assert "ended with what it is for" in str(said[2])
+
+
+def test_a_crew_is_as_nice_as_it_is_said_to_be() -> None:
+    with Crew(7), Child("nice") as nice:
+        assert nice.call(os.nice, 0) == os.nice(0) + 7
+        with ThreadPoolExecutor(1) as pool, Child("of the same thread") as other:
+            assert pool.submit(other.call, os.nice, 0).result() == os.nice(0) + 7
+    with Child("usual") as usual:
+        assert usual.call(os.nice, 0) == os.nice(0)
+
+
+def test_what_a_killed_member_leaves_is_removed() -> None:
+    with Crew() as crew, Child("temporary") as child:
+        left = Path(child.call(tempfile.mkdtemp))
+        assert left.parent == Path(crew.folder) and left.is_dir()
+        child.kill()
+        with pytest.raises(ChildFailed):
+            child.call(calls.pid)
+    assert not Path(crew.folder).exists()
+
+
+def test_crews_nest_and_end_with_their_block() -> None:
+    inner, outer = Crew(), Crew()
+    with outer:
+        with inner:
+            pass
+        with Child("outer") as child:
+            inner.end()
+            assert child.call(calls.add, 1, 1) == 2
+            outer.end()
+            with pytest.raises(ChildFailed):
+                child.call(calls.add, 1, 1)

@@ -358,6 +358,21 @@ def test_names_that_are_markup_or_no_text_are_shown(folder: Path) -> None:
 # Streams and signals
 
 
+@pytest.mark.parametrize("command", ["plan", "run", "bench"])
+def test_a_command_says_that_it_takes_no_account_of_warm_start(folder: Path, tmp_path: Path, command: str) -> None:
+    config = json.dumps({**ORT, "warm_start": "cpu/reference"})
+    more: Mapping[str, Sequence[Any]] = {
+        "plan": [],
+        "run": ["--input", folder / "in.npz", "--output", tmp_path / "out.npz"],
+        "bench": ["--seconds", "0.2"],
+    }
+    ended = paddock(command, "--model", folder / "relu.onnx", "--config", config, *more[command], "--json")
+    assert "note: warm_start cpu/reference has no effect here" in " ".join(ended.err.split())
+    assert '"adapter": "cpu/onnxruntime"' in ended.out
+    if command == "plan":
+        assert any("warm_start" in note for note in ended.data["plan"]["notes"])
+
+
 @pytest.mark.parametrize("arguments", [["schema"], ["adapters"], ["--help"], ["plan", "--json"]])
 def test_a_reader_that_leaves(arguments: Sequence[str]) -> None:
     ours, theirs = os.pipe()

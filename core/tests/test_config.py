@@ -85,6 +85,7 @@ def test_every_field_is_taken(tmp_path: Path) -> None:
         "batch_size": 8,
         "shapes": {"x": [8, 3], "N": {"min": 1, "opt": 4, "max": 8}, "y": [{"min": [1, 2], "max": [2, 2]}]},
         "operators": {"exclude": ["Relu"], "keep_fp32": ["Softmax"]},
+        "warm_start": "cpu/onnxruntime",
         "memory": {"limit": "2GiB"},
         "accuracy": {
             "min_agreement": {"cosine": 0.99, "output": "y", "axis": 1, "mask": "m"},
