@@ -106,7 +106,8 @@ def _write(folder: Path, deployment: Deployment) -> None:
     served = ready.config.as_data()
     served["accuracy"] = {**served.get("accuracy", {}), "verify": "golden", "golden": GOLDEN}
     served["accuracy"].pop("samples", None)
-    served.pop("calibration", None)
+    for key in ("calibration", "warm_start"):
+        served.pop(key, None)
     (folder / CONFIG).write_text(json.dumps(served, indent=2) + "\n")
     segments = [segment.resolved for segment in ready.built.segments]
     roots = ["paddock", *(f"{resolved.registered.distribution}[sdk]" for resolved in segments)]

@@ -25,6 +25,7 @@ def export(
     terminal: Terminal = context.obj
     with terminal.progress() as tell:
         chosen = settled(model, config, progress=tell)
+        terminal.note_warm_start(chosen.warm_start)
         with export(model, chosen, output, progress=tell) as deployment:
             plan, report = deployment.plan, deployment.report
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
