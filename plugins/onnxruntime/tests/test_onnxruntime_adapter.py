@@ -473,3 +473,49 @@ def test_verdicts_on_onnx_node_tests_are_honest(tmp_path: Path) -> None:
     assert false_yes == set(FALSE_YES)
     assert false_no == set(FALSE_NO)
     assert yes > 900
+
+
+# What is kept of a model
+
+
+@pytest.mark.parametrize("level", ["basic", "extended", "all"])
+def test_the_artifact_stands_alone(tmp_path: Path, level: str) -> None:
+    wide = np.eye(64, dtype=np.float32)
+    nodes = [h.make_node("MatMul", ["x", "w"], ["h"]), h.make_node("Relu", ["h"], ["y"])]
+    model = model_of(proto(nodes, [("x", T.FLOAT, ["N", 64])], [("y", T.FLOAT, ["N", 64])], {"w": wide}), tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+    adapter = adapter_of(graph_optimization=level)
+    artifact = adapter.compile(model, segment_of(model), Context(work, tmp_path))
+    assert set(artifact.files) == {"model", "weights"} and {path.parent for path in artifact.files.values()} == {work}
+    assert artifact.files["weights"].stat().st_size >= wide.nbytes
+    model.files["model"].unlink()
+    session = adapter.load(artifact, Context(tmp_path, tmp_path))
+    x = np.linspace(-1, 1, 192, dtype=np.float32).reshape(3, 64)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], np.maximum(x, 0))
+    assert session.observed().settings["options.graph_optimization"] == level
+
+
+@pytest.mark.parametrize("fails", ["writing", "loading"])
+def test_an_artifact_that_cannot_be_kept_is_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    adapter, told = adapter_of(), list[str]()
+    real = adapter._session
+
+    def session(artifact: Any, optimization: str | None = None, written: Path | None = None) -> Any:
+        if (written is not None) == (fails == "writing"):
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : not this one")
+        return real(artifact, optimization, written)
+
+    monkeypatch.setattr(adapter, "_session", session)
+    model = model_of(mlp(), tmp_path)
+    artifact = adapter.compile(model, segment_of(model), Context(tmp_path, tmp_path, told.append))
+    assert artifact.files == dict(model.files) and "FAIL: not this one" in told[-1]
+    assert "optimised" not in artifact.facts
+
+
+def test_an_unoptimised_artifact_is_the_model(tmp_path: Path) -> None:
+    model = model_of(mlp(), tmp_path)
+    artifact = adapter_of(graph_optimization="off").compile(model, segment_of(model), Context(tmp_path, tmp_path))
+    assert artifact.files == dict(model.files)

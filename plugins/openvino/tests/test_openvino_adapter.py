@@ -562,3 +562,50 @@ def test_verdicts_on_onnx_node_tests_are_honest(tmp_path: Path) -> None:
     assert false_yes == set(FALSE_YES)
     assert false_no == set(FALSE_NO)
     assert yes > 280 and 5 < wrong < 60
+
+
+# What is kept of a model
+
+
+@pytest.mark.parametrize("bounds", [{}, BATCH, {"N": Range(2, 2, 2)}], ids=["open", "bounded", "fixed"])
+def test_the_artifact_stands_alone(tmp_path: Path, bounds: Mapping[str, Range]) -> None:
+    model = model_of(mlp(), tmp_path, bounds)
+    work = tmp_path / "work"
+    work.mkdir()
+    artifact = adapter_of().compile(model, segment_of(model), Context(work, tmp_path))
+    assert {path.parent for path in artifact.files.values()} == {work} and "model" not in artifact.files
+    model.files["model"].unlink()
+    session = adapter_of().load(artifact, Context(tmp_path, tmp_path))
+    other = session.fork()
+    assert other is not None
+    session.close()  # the mapped file has to outlive whoever mapped it
+    x = np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)
+    np.testing.assert_allclose(other.run({"x": x})["y"], mlp_answer(x), rtol=1e-4, atol=1e-5)
+    assert other.observed().settings["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("fails", ["write", "read"])
+def test_an_artifact_that_cannot_be_kept_is_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    from paddock_openvino import blob
+
+    def refuse(*args: Any) -> Any:
+        raise RuntimeError("the device cannot do that")
+
+    monkeypatch.setattr(blob, fails, refuse)
+    model, told = model_of(mlp(), tmp_path), list[str]()
+    artifact = adapter_of().compile(model, segment_of(model), Context(tmp_path, tmp_path, told.append))
+    assert artifact.files == dict(model.files) and "the device cannot do that" in told[-1]
+    session = adapter_of().load(artifact, Context(tmp_path, tmp_path))
+    x = np.ones((2, 8), np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], mlp_answer(x), rtol=1e-4)
+
+
+def test_a_blob_that_is_none_is_an_error(tmp_path: Path) -> None:
+    model = model_of(mlp(), tmp_path)
+    artifact = adapter_of().compile(model, segment_of(model), Context(tmp_path, tmp_path))
+    (path,) = artifact.files.values()
+    path.write_bytes(b"not a blob")
+    with pytest.raises(BuildFailed, match="cannot import what it compiled"):
+        adapter_of().load(artifact, Context(tmp_path, tmp_path))
