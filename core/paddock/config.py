@@ -331,7 +331,7 @@ class HardwareConfig(_Part):
         """What was stated, as JSON data that can stand in any folder: with absolute paths."""
         data: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
         for part, key in (("accuracy", "samples"), ("accuracy", "golden"), ("calibration", "samples")):
-            if data.get(part, {}).get(key) is not None:
+            if (data.get(part) or {}).get(key) is not None:
                 data[part][key] = str(Path(data[part][key]).absolute())
         return data
 
