@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from paddock.contenders import LAST_RESORT
 from paddock.planning.contests import Ratio, leader, ratio
 
 AGAIN = "the choice again"
@@ -61,7 +62,8 @@ def _part(rows: Sequence[Row], asked: str) -> int:
             [f"{model} {_shown(r)}" for model, r in worst.items() if r.low > 1 and r.median > NEAR],
         ),
     ]
-    narrow = {label: why for row in rows for label, why in row["not here"].items() if " bf16" in label}
+    absent = [found for row in rows for found in row["not here"].items()]
+    narrow = {label: why for label, why in absent if " bf16" in label and why != LAST_RESORT}
     int8 = any(c["precision"] == "int8" and c["error"] is None for row in rows for c in row["contestants"].values())
     target = 1.5 if asked == "fp32" else 3.0 if int8 else 2.2
     found.append(_mean(rows, ONEDNN, f"over always-oneDNN in fp32, with {asked}", target))

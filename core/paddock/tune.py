@@ -158,12 +158,9 @@ class _Race:
 
     def heats(self, best: list[str], candidates: Iterable[Candidate]) -> list[str]:
         """The best two of those that stand and of all candidates, which come in as places become free."""
-        waiting = []
-        for candidate in candidates:
-            if candidate.aside:
-                self.passed[candidate.label] = candidate
-            elif candidate.label not in self.entered:
-                waiting.append(candidate)
+        found = {candidate.label: candidate for candidate in candidates}  # two ways may lead to the same
+        self.passed.update({label: candidate for label, candidate in found.items() if candidate.aside})
+        waiting = [c for label, c in found.items() if not c.aside and label not in self.entered]
         standing = list(best)
         while waiting:
             while waiting and len(standing) < ALIVE:
