@@ -25,7 +25,7 @@ ORDER = [
     "onnx_format", "builtin", "child", "cache_locks", "cache_entries", "cache_pruning",
     "cache", "contract", "wellknown", "registry",
     "planning.corners", "planning.shapes", "planning.cost", "planning.partition", "planning.verifier",
-    "planning.operators", "planning.contests",
+    "planning.operators", "planning.contests", "planning.mixing",
     "planning.bisection", "planning.fewest", "planning.precision",
     "planning.offset_problem", "planning.offset_greedy", "planning.offset_search", "planning.offsets",
     "planning.offsets_verifier",
@@ -36,7 +36,7 @@ ORDER = [
     "budget", "draft", "asked", "prepare", "ready", "trials", "precision_search", "repair", "resident", "footprint",
     "checks", "serving", "kept",
     "deployment",
-    "contest", "tune", "auto", "bench", "bisect", "compare", "lowered",
+    "contest", "mixing_parts", "mixing", "tune", "auto", "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli", "bench_cli", "cli",
 ]  # fmt: skip

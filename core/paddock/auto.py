@@ -38,6 +38,8 @@ class Tune(BaseModel):
 
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     objective: Objective = "latency"
+    mixed: bool = False
+    """Whether several adapters together are tried as well; takes a minute or two more."""
 
 
 class _Asked(BaseModel):
@@ -120,8 +122,8 @@ def settled(
     known = registry.store.get(_KEPT, key)
     if known is None:
         tuned = tune(
-            Path(model), found.stated, seconds=found.tune.seconds, objective=found.tune.objective, registry=registry,
-            progress=progress,
+            Path(model), found.stated, seconds=found.tune.seconds, objective=found.tune.objective,
+            mixed=found.tune.mixed, registry=registry, progress=progress,
         )  # fmt: skip
         known = asdict(tuned)
         registry.store.put(_KEPT, key, known)
@@ -152,4 +154,4 @@ def _key(model: Model, asked: Auto, registry: Registry) -> list[Any]:
         name: [[e.distribution, e.version, e.sources, dict(registry.probe(e).versions)] for e in entries]
         for name, entries in registry.adapters.items()
     }
-    return [model.fingerprint, dict(asked.stated), asked.tune.objective, here, host_facts()]
+    return [model.fingerprint, dict(asked.stated), asked.tune.objective, asked.tune.mixed, here, host_facts()]
