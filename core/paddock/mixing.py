@@ -22,7 +22,7 @@ import numpy as np
 from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.errors import NotAvailable, PaddockError
-from paddock.graph import Graph, Shape
+from paddock.graph import Graph, Shape, Value
 from paddock.machine import memory_available
 from paddock.mixing_parts import Bench, Part
 from paddock.model import Model
@@ -172,7 +172,7 @@ class _Work:
         self.chain = tuple(dict.fromkeys(names))
         constants = registry.formats[model.format].constants
         # With the sizes that values have on the sample, which weigh the cuts.
-        values = [replace(v, shape=shapes[i]) if i in shapes else v for i, v in enumerate(model.graph.values)]
+        values = [_sized(v, shapes[i]) if i in shapes else v for i, v in enumerate(model.graph.values)]
         sized = replace(model.graph, values=tuple(values))
         self.partitioner = Partitioner(sized, [n.index for n in model.graph.nodes if n.type in constants])
         self.cuts = planning.cuts(self.partitioner, pieces)
@@ -356,6 +356,14 @@ def _name(numbers: Sequence[int], adapters: Sequence[str]) -> str:
 def _check(holds: bool, problem: str) -> None:
     if not holds:
         raise NotAvailable(problem)
+
+
+def _sized(value: Value, shape: Shape) -> Value:
+    """A value with its shape on the sample. Where the model states another (Paddle does, behind some broadcasts) a
+    border would be typed wrongly: without a dtype it may not cross one."""
+    stated = value.shape or ()
+    wrong = any(isinstance(dim, int) and dim != extent for dim, extent in zip(stated, shape, strict=False))
+    return replace(value, shape=shape, dtype=None if wrong else value.dtype)
 
 
 def _shapes(graph: Graph) -> dict[str, Any]:
