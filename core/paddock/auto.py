@@ -51,6 +51,8 @@ class Tune(BaseModel):
     """For how many seconds candidates are begun."""
     objective: Objective = "latency"
     """What is to be best: the time of single requests, requests per second with all instances busy, or memory."""
+    mixed: bool = False
+    """Whether several adapters together are tried as well; takes a minute or two more."""
 
 
 class _Asked(BaseModel):
@@ -164,8 +166,8 @@ def settled(
     known = registry.store.get(_KEPT, key)
     if known is None:
         tuned = tune(
-            path, found.stated, seconds=found.tune.seconds, objective=found.tune.objective, registry=registry,
-            progress=progress,
+            path, found.stated, seconds=found.tune.seconds, objective=found.tune.objective, mixed=found.tune.mixed,
+            registry=registry, progress=progress,
         )  # fmt: skip
         if progress is not None:
             progress(tuned.reason)
@@ -243,4 +245,5 @@ def _key(model: Model, asked: Auto, registry: Registry) -> list[Any]:
         name: [[e.distribution, e.version, e.sources, dict(registry.probe(e).versions)] for e in entries]
         for name, entries in registry.adapters.items()
     }
-    return [version(CORE), model.fingerprint, dict(asked.stated), asked.tune.objective, here, host_facts()]
+    how = [asked.tune.objective, asked.tune.mixed]
+    return [version(CORE), model.fingerprint, dict(asked.stated), how, here, host_facts()]

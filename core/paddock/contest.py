@@ -88,6 +88,11 @@ class Contest:
         self._children: dict[int, Child] = {}
         self._turn = 0
 
+    @property
+    def sample(self) -> Sample | None:
+        """What is run on; None before any is opened, where none was given."""
+        return self._sample
+
     def open(self, contestant: Contestant, seconds: float = OPEN_SECONDS) -> bool:
         """Deploys it in a process of its own, in so many seconds; whether that worked, else it has the error."""
         child = self._children[id(contestant)] = Child(f"measuring {contestant.label}")

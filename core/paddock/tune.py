@@ -22,6 +22,8 @@ from paddock.contenders import LAST_RESORT, NO_BUDGET, Candidate, Objective, can
 from paddock.contest import OPEN_SECONDS, Contest, Contestant
 from paddock.errors import NotAvailable
 from paddock.machine import cores
+from paddock.mixing import Mixed, mix
+from paddock.plan import Precision
 from paddock.planning.contests import chosen, ratio, survivors
 from paddock.prepare import Progress
 from paddock.reading import open_model
@@ -34,6 +36,12 @@ ALIVE = 4
 """How many candidates are held in memory at once."""
 RUNGS = (3, 6)
 """Rounds of a heat; after each, whoever is sure to be slower than the best leaves, but for the best two."""
+OTHERS = 2
+"""How many adapters are mixed with the best one."""
+SLOWEST = 4.0
+"""How much slower than the best an adapter may be, and still be mixed in."""
+_LEAST_SIMPLE = (1 << 30,)
+"""A mix gives way to whatever it ties with."""
 FINAL = 15
 """Rounds between the winner, the runner-up and the plain default."""
 BUSY = 0.5
@@ -76,6 +84,8 @@ class Tuned:
     seconds: float
     load: float = 0.0
     """How many threads of others wanted to run, on average over the minute before."""
+    mixed: Mixed | None = None
+    """What came of mixed placement, where it was asked for."""
 
 
 @dataclass
@@ -219,6 +229,7 @@ def tune(
     seconds: float = 60.0,
     objective: Objective = "latency",
     registry: Registry | None = None,
+    mixed: bool = False,
     sample: Sample | None = None,
     progress: Progress | None = None,
 ) -> Tuned:
@@ -231,6 +242,7 @@ def tune(
         seconds: After this no further candidate is begun.
         objective: What to be best in: the median latency of one request at a time, requests per second with all
             instances busy, or the bytes that the sessions take.
+        mixed: Whether several adapters together are tried as well, where the model can be cut; see `paddock.mixing`.
         sample: What to run on; generated at the optimum of the shapes by default.
 
     Raises:
@@ -250,12 +262,51 @@ def tune(
             best = race.heats([], [replace(c, aside="") for c in plain if c.aside == LAST_RESORT])
         if not best:
             raise _none(race)
-        finalists = _confirmed(race, race.turns(best, registry), plain)
+        best = race.turns(best, registry)
+        together = _mixed(race, best, model, registry) if mixed and best else None
+        if together is not None and together.label:
+            best = [*best, together.label]
+        finalists = _confirmed(race, best, plain)
         if not finalists:
             raise _none(race)  # each of them failed while it was measured
         found = _result(race, finalists, time.monotonic() - begun)
     busy = f"; the host was busy (load {load:.1f} on {cores()} cores), which favours few threads"
-    return replace(found, load=round(load, 2), reason=found.reason + (busy if load > BUSY * cores() else ""))
+    reason = found.reason + (busy if load > BUSY * cores() else "")
+    return replace(found, load=round(load, 2), reason=reason, mixed=together)
+
+
+def _mixed(race: _Race, best: Sequence[str], model: Path, registry: Registry) -> Mixed:
+    """What comes of mixing the adapters that serve the model; it runs, and has a label, where that may be faster."""
+    if race.objective != "latency":
+        return Mixed("only the latency of a mix can be predicted from its parts")
+    if not all(race.entered[name][1].rounds for name in best):
+        best = race.run(best, RUNGS[0])
+    sample = race.contest.sample
+    if not best or sample is None:
+        return Mixed("nothing runs to be mixed")
+    first = race.entered[best[0]][0]
+    able = {
+        candidate.adapter: float(np.median(contestant.latencies))
+        for candidate, contestant in race.entered.values()
+        if contestant.rounds and candidate.precision == Precision.FP32.value and candidate.adapter != first.adapter
+    }
+    near = SLOWEST * float(np.median(race.entered[best[0]][1].latencies))
+    others = sorted((name for name, seconds in able.items() if seconds < near), key=lambda name: able[name])[:OTHERS]
+    found = mix(model, first.config, others, sample, registry=registry, until=race.until, progress=race.tell)
+    if found.config is None:
+        return found
+    used = " + ".join(dict.fromkeys(found.adapters))
+    label = f"{used} {first.precision}, mixed"
+    candidate = Candidate(label, found.config, used, first.precision, first.knobs, _LEAST_SIMPLE)
+    if not race.enter(candidate):
+        return replace(found, reason=f"{found.reason}; it could not be deployed, see {label}")
+    opened = race.entered[label][1].opened
+    wrong = found.differs(opened.plan.placement) if opened is not None else ""
+    if wrong:
+        race.leave([label])
+        del race.entered[label]
+        return replace(found, reason=f"{found.reason}; not tried: {wrong}")
+    return replace(found, label=label)
 
 
 def _confirmed(race: _Race, best: Sequence[str], plain: Sequence[Candidate]) -> list[str]:

@@ -19,10 +19,12 @@ from paddock.config import HardwareConfig
 from paddock.contenders import LAST_RESORT, NO_BUDGET, Candidate, Objective
 from paddock.contest import Contestant
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, UsageError
-from paddock.plan import Precision, Verdict
+from paddock.mixing import Mixed
+from paddock.plan import Placement, Precision, Verdict
 from paddock.registry import Registry
 from paddock.tune import Tuned
 
+PLAN = SimpleNamespace(placement=Placement((), ()))
 Speed = Callable[[Mapping[str, Any]], float | None]
 
 
@@ -34,6 +36,7 @@ class Told:
     alive: set[str]
     most: int
     opened: list[str]
+    sample = "a sample"
 
     def __init__(self, model: Path, sample: Any = None, memory: bool = True) -> None:
         Told.alive, Told.most, Told.opened, self.turn = set(), 0, [], 0
@@ -53,7 +56,7 @@ class Told:
             return False
         report: Any = SimpleNamespace(error=1e-6)
         taken = round(1e6 * speed)
-        contestant.opened = SimpleNamespace(batch=2, taken=taken, report=report)  # type: ignore[assignment]
+        contestant.opened = SimpleNamespace(batch=2, taken=taken, report=report, plan=PLAN)  # type: ignore[assignment]
         Told.alive.add(contestant.label)
         Told.most = max(Told.most, len(Told.alive))
         return True
@@ -315,6 +318,60 @@ def test_knobs_are_those_that_can_matter(
     (plain,) = contenders.candidates(base, registry, "onnx")
     found = list(contenders.turned(plain, objective, registry))
     assert [c.knobs[0] for c in found] == knobs and len({c.label for c in found}) == len(found)
+
+
+# Mixed placement
+
+MIX = {"hardware": "cpu", "backend": "a0", "fallback": ["cpu/a1"], "operators": {"exclude": {"cpu/a0": ["#1 Op"]}}}
+
+
+def mixing(monkeypatch: pytest.MonkeyPatch, found: Mixed) -> list[tuple[Any, ...]]:
+    """What tuning asks to be mixed, which is answered with this."""
+    asked: list[tuple[Any, ...]] = []
+
+    def mix(*given: Any, **options: Any) -> Mixed:
+        asked.append(given)
+        return found
+
+    monkeypatch.setattr(tune, "mix", mix)
+    return asked
+
+
+@pytest.mark.parametrize(("speed", "wins"), [(0.8, True), (1.0, False), (1.3, False), (None, False)])
+def test_a_mix_wins_only_where_it_is_measured_faster(
+    monkeypatch: pytest.MonkeyPatch, speed: float | None, wins: bool
+) -> None:
+    asked = mixing(monkeypatch, Mixed("predicted", config=MIX, adapters=("cpu/a0", "cpu/a1")))
+    alone = {"a0": 1.0, "a1": 1.2, "a2": 9.0}
+    found = tuned(
+        lambda config: speed if "fallback" in config else alone[config["backend"]],
+        host("cpu/a0", "cpu/a1", "cpu/a2"), mixed=True,
+    )  # fmt: skip
+    assert found.config == (MIX if wins else {"hardware": "cpu", "backend": "a0", "precision": "fp32"})
+    ((_, best, others, sample),) = asked
+    assert best["backend"] == "a0" and others == ["cpu/a1"] and sample == Told.sample, "a2 is too slow to be mixed in"
+    by = verdicts(found)
+    assert by.pop("cpu/a0 + cpu/a1 fp32, mixed") in (
+        ("chosen",) if wins else ("refused",) if speed is None else ("tied", "slower")
+    )
+    assert found.mixed is not None and ("could not be deployed" in found.mixed.reason) == (speed is None)
+
+
+def test_a_mix_that_came_out_otherwise_does_not_compete(monkeypatch: pytest.MonkeyPatch) -> None:
+    meant = Mixed("predicted", config=MIX, adapters=("cpu/a0", "cpu/a1"), segments=(("cpu/a0", (0, 1)),))
+    mixing(monkeypatch, meant)
+    found = tuned(lambda config: 0.1 if "fallback" in config else 1.0, host("cpu/a0", "cpu/a1"), mixed=True)
+    assert found.mixed is not None and "1 of 1 segments came out other" in found.mixed.reason
+    assert "fallback" not in found.config and set(verdicts(found)) == {"cpu/a0 fp32", "cpu/a1 fp32"}
+
+
+def test_mixing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = mixing(monkeypatch, Mixed("no cut"))
+    assert tuned(lambda config: 1.0, host("cpu/a0", "cpu/a1")).mixed is None and not asked
+    found = tuned(lambda config: 1.0, host("cpu/a0", "cpu/a1"), mixed=True, objective="throughput")
+    assert found.mixed is not None and "latency" in found.mixed.reason and not asked
+    found = tuned(lambda config: 1.0, host("cpu/a0", "cpu/a1"), mixed=True)
+    assert found.mixed is not None and found.mixed.reason == "no cut" and len(asked) == 1
 
 
 # What a config says

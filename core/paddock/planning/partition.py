@@ -10,6 +10,7 @@ apart and could stand together is joined. Linear in nodes and edges.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,13 @@ class Partitioner:
             if quick or len(groups) > _MANY:
                 break
         return tuple(self._pieces(_joined(groups, owners, self.before), owners))
+
+    def intervals(self, positions: Sequence[int]) -> tuple[Piece, ...]:
+        """The nodes in the order in which they stand, cut before these positions; the owner is the piece's number."""
+        bounds = [0, *positions, len(self.graph.nodes)]
+        groups = [[n for n in range(low, high) if n not in self.free] for low, high in itertools.pairwise(bounds)]
+        owners = [number for number, (low, high) in enumerate(itertools.pairwise(bounds)) for _ in range(low, high)]
+        return tuple(self._pieces(groups, owners))
 
     def _pieces(self, groups: list[list[int]], owners: Sequence[int]) -> Iterator[Piece]:
         graph, made_by, free = self.graph, self.made_by, self.free

@@ -44,7 +44,9 @@ class Neutral:
 
 def neutral(program: Program, name: str) -> Neutral:
     """The graph of a program; raises `ModelError` where two feeds or two fetches have one name."""
-    builder = _Builder(program, {})
+    # A segment's border has the names of the model that it was cut from, whose operations were counted otherwise.
+    border = frozenset(_name(op) for op in program.block.ops if op.name in FEEDS or op.name == FETCH)
+    builder = _Builder(program, {}, border)
     fetches: list[tuple[int, str, int]] = []
     for position, op in enumerate(program.block.ops):
         if op.name in FEEDS:
@@ -85,6 +87,8 @@ class _Builder:
 
     program: Program
     outer: Mapping[int, tuple[Value, Any]]
+    taken: frozenset[str] = frozenset()
+    """The names of inputs and outputs, which no other value gets."""
     values: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -140,6 +144,7 @@ class _Builder:
                 writes.append(None)
                 continue
             label = f"{op.name}.{number}.{result}"
+            label += ".inner" if label in self.taken else ""
             shape = self._shape(op, site, result, kind, identity)
             writes.append(self._define(identity, Value(label, kind.dtype, shape, kind.kind)))
         self._remember_constant(op)

@@ -263,6 +263,30 @@ def save(folder: Path, name: str, forward: Callable[[Any, Any], Any]) -> Model:
     return model_of(folder, name)
 
 
+def test_a_segment_of_a_segment(tmp_path: Path) -> None:
+    """Its border has the whole model's names, which may be what its own operations are called by their number."""
+
+    def forward(x: Any, w: Any) -> Any:
+        import paddle
+
+        for _ in range(6):
+            x = paddle.nn.functional.softmax(x)
+        return x * w
+
+    model = save(tmp_path, "again", forward)
+    feeds = sample_of(model)
+    first, second = halves(model.graph, 2)
+    inner = extracted(model, second, tmp_path / "inner")
+    names = [value.name for value in inner.graph.values]
+    assert names.count("pd_op.softmax.1.0") == 1 and len(names) == len(set(names))
+    known = run(extracted(model, first, tmp_path), feeds, tmp_path)
+    for part in halves(inner.graph, 2):
+        piece = extracted(inner, part, tmp_path / "piece")
+        known |= run(piece, {value.name: known[value.name] for value in piece.graph.input_values}, tmp_path)
+    whole = run(model, feeds, tmp_path)
+    assert_same({name: known[name] for name in whole}, whole, 1e-6)
+
+
 def test_a_parameter_and_a_constant_that_both_segments_read(tmp_path: Path) -> None:
     def forward(x: Any, w: Any) -> Any:
         import paddle
