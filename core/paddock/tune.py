@@ -24,7 +24,7 @@ from paddock.errors import NotAvailable
 from paddock.machine import cores
 from paddock.mixing import Mixed, mix
 from paddock.plan import Precision
-from paddock.planning.contests import chosen, ratio, survivors
+from paddock.planning.contests import chosen, leader, ratio, survivors
 from paddock.prepare import Progress
 from paddock.reading import open_model
 from paddock.registry import Registry
@@ -42,8 +42,10 @@ SLOWEST = 4.0
 """How much slower than the best an adapter may be, and still be mixed in."""
 _LEAST_SIMPLE = (1 << 30,)
 """A mix gives way to whatever it ties with."""
-FINAL = 15
-"""Rounds between the winner, the runner-up and the plain default."""
+FINAL, FINALS = 15, 3
+"""Rounds between the winner, the runner-up and the plain default; and how often, while the noise hides who is best."""
+NEAR = 1.03
+"""Who cannot be told apart from the best, and is no slower than this, is as good."""
 BUSY = 0.5
 """Of the cores: from this load on the reason says that others were computing as well."""
 PATIENCE = 60.0
@@ -216,6 +218,15 @@ class _Race:
         self.leave(standing[2:])
         return standing[:2]
 
+    def undecided(self, names: Sequence[str]) -> bool:
+        """Whether somebody seems slower than the best of these, and might not be."""
+        if len(names) < 2:
+            return False
+        scores = {name: self.shared(name, names) for name in names}
+        best = scores.pop(leader(scores))
+        found = [ratio(other, best) for other in scores.values()]
+        return any(each.tied and each.median > NEAR for each in found)
+
     def shared(self, name: str, others: Sequence[str]) -> dict[int, float]:
         """The scores in the turns that all of these were measured in."""
         turns = set.intersection(*(set(self.entered[other][1].turns) for other in others))
@@ -317,7 +328,13 @@ def _confirmed(race: _Race, best: Sequence[str], plain: Sequence[Candidate]) -> 
         wanted = name == default.label or not race.over
         if wanted and name not in finalists and len(finalists) < ALIVE and race.enter(race.entered[name][0]):
             finalists.append(name)
-    return race.run(finalists, FINAL if len(finalists) > 1 and race.objective != "memory" else RUNGS[0])
+    if len(finalists) == 1 or race.objective == "memory":
+        return race.run(finalists, RUNGS[0])
+    for _ in range(FINALS):
+        finalists = race.run(finalists, FINAL)
+        if not race.undecided(finalists):
+            break
+    return finalists
 
 
 def _result(race: _Race, finalists: Sequence[str], seconds: float) -> Tuned:

@@ -33,6 +33,7 @@ class Told:
 
     speed: Speed
     dies: Callable[[str, int], bool]
+    noise = 0.02
     alive: set[str]
     most: int
     opened: list[str]
@@ -71,7 +72,7 @@ class Told:
                 continue
             speed = Told.speed(contestant.source)
             assert speed is not None
-            took = [speed * drift * math.exp(self.rng.normal(0, 0.02)) for _ in range(5)]
+            took = [speed * drift * math.exp(self.rng.normal(0, self.noise)) for _ in range(5)]
             contestant.turns.append(self.turn)
             contestant.rounds.append(took)
             contestant.rates.append(1 / float(np.median(took)))
@@ -206,6 +207,19 @@ def test_who_crashes_while_it_is_measured_loses_nothing_for_the_others() -> None
     with pytest.raises(NotAvailable) as caught:
         tuned(lambda c: 1.0, host("cpu/a", "cpu/b"), dies=lambda label, turn: turn > 5)
     assert len(caught.value.candidates) == 2 and "SIGSEGV" in caught.value.candidates[0]
+
+
+def test_a_noisy_final_goes_on_until_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    def speed(config: Mapping[str, Any]) -> float:
+        return 1.12 if config["backend"] == "a" else 1.0
+
+    quiet = tuned(speed, host("cpu/a", "cpu/b"))
+    assert {row.rounds for row in quiet.tried} == {tune.FINAL} and quiet.config["backend"] == "b"
+    monkeypatch.setattr(Told, "noise", 0.6)
+    noisy = tuned(speed, host("cpu/a", "cpu/b"))
+    assert {row.rounds for row in noisy.tried} == {tune.FINALS * tune.FINAL}, "and ends all the same"
+    alike = tuned(lambda config: 1.0, host("cpu/a", "cpu/b"), objective="memory")
+    assert {row.rounds for row in alike.tried} == {tune.RUNGS[0]}, "of memory, three rounds tell"
 
 
 def test_a_busy_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
