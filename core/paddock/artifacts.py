@@ -1,7 +1,7 @@
 """Artifacts outside of a process: a folder with what an adapter compiled, and a file that says what it is.
 
 Files of the user's own model are referred to by their role, and looked up where the model lies now; all others are in
-the folder, hard-linked where the file system can, since segments and precisions of one model share weights.
+the folder.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,47 +27,62 @@ from paddock.workshop import Part
 MANIFEST = "artifact.json"
 
 
-def normal(artifact: object) -> Artifact:
-    """What `compile` returned as it comes back from the cache; raises `BuildFailed` where it is no such thing."""
+def normal(artifact: object, adapter: str) -> Artifact:
+    """What an adapter's `compile` returned as it comes back from the cache.
+
+    Raises `BuildFailed` where it is no artifact of this adapter, or what it names is not there.
+    """
     if not isinstance(artifact, Artifact):
         raise BuildFailed(f"compile() returned a {type(artifact).__name__}, not an Artifact")
+    if artifact.adapter != adapter:
+        raise BuildFailed(f"compile() returned an artifact of {artifact.adapter}")
     try:
-        return replace(artifact, facts=json.loads(json.dumps(dict(artifact.facts), allow_nan=False)))
-    except (TypeError, ValueError) as error:
-        raise BuildFailed(f"compile() returned facts that are no JSON data: {error}") from None
+        files = {str(role): Path(os.path.abspath(path)) for role, path in artifact.files.items()}
+        inputs, outputs = tuple(map(str, artifact.inputs)), tuple(map(str, artifact.outputs))
+        bounds = _bounds().validate_python(dict(artifact.bounds))
+        facts = json.loads(json.dumps(dict(artifact.facts), allow_nan=False))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BuildFailed(f"compile() returned an artifact that is no plain data: {error}") from None
+    for role, path in files.items():
+        if not path.is_file():
+            raise BuildFailed(f"compile() returned an artifact whose {role!r} is no file", where=str(path))
+    return Artifact(adapter, str(artifact.format), files, inputs, outputs, bounds, facts)
 
 
-def write(artifact: Artifact, folder: Path, origin: Files, bases: Sequence[Path] = (), *, share: bool = True) -> None:
+def write(artifact: Artifact, folder: Path, origin: Files, work: Path | None = None) -> None:
     """Writes an artifact into a new or empty folder.
 
     Args:
-        artifact: What was compiled.
+        artifact: What was compiled, as `normal` gives it.
         folder: Where to.
         origin: The files of the user's own model, which are referred to; none where they are to be written as well.
-        bases: Folders whose files keep their places to each other. All that lie in none of them do so too.
-        share: Whether files may be one with those that they come from, on disk.
-
-    Raises `BuildFailed` where the artifact names something that is no file.
+        work: The folder that it was compiled in: what lies there is moved, anything else copied. No two entries share
+            a file: runtimes write into what they load, and refuse what has several hard links.
     """
     folder.mkdir(exist_ok=True)
-    own = {path: role for role, path in origin.items()}
-    others = [path.parent for path in artifact.files.values() if path not in own]
-    inside = [base for base in bases if any(path.is_relative_to(base) for path in others)]
-    loose = [path for path in others if not any(path.is_relative_to(base) for base in inside)]
-    inside += [Path(os.path.commonpath(loose))] if loose else []
-    files = {}
-    for role, path in artifact.files.items():
-        if path in own:
-            files[role] = {"origin": own[path]}
-            continue
-        if not path.is_file():
-            raise BuildFailed(f"compile() returned an artifact whose {role!r} is no file", where=str(path))
-        number, base = next((n, base) for n, base in enumerate(inside) if path.is_relative_to(base))
-        place = PurePosixPath(str(number), path.relative_to(base).as_posix())
-        _bring(path, folder / place, share)
-        files[role] = {"here": str(place)}
-    told = {**asdict(artifact), "files": files}
-    (folder / MANIFEST).write_text(json.dumps(told))
+    own = {path.resolve(): role for role, path in origin.items()}
+    others = sorted({path for path in artifact.files.values() if path.resolve() not in own})
+    made = [path for path in others if work is not None and path.is_relative_to(work)]
+    places = _brought(made, folder / "made", move=True)
+    places |= _brought([path for path in others if path not in made], folder / "model", move=False)
+    here = {path: {"here": place.relative_to(folder).as_posix()} for path, place in places.items()}
+    files = {role: here.get(path) or {"origin": own[path.resolve()]} for role, path in artifact.files.items()}
+    (folder / MANIFEST).write_text(json.dumps({**asdict(artifact), "files": files}))
+
+
+def _brought(paths: Sequence[Path], folder: Path, move: bool) -> dict[Path, Path]:
+    """Where these files are now, at the same places to each other."""
+    if not paths:
+        return {}
+    base = os.path.commonpath([path.parent for path in paths])
+    places = {path: folder / path.relative_to(base) for path in paths}
+    for path, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if move:
+            shutil.move(path, place)
+        else:
+            shutil.copyfile(path, place)
+    return places
 
 
 def read(folder: Path, origin: Files) -> Artifact:
@@ -90,15 +104,6 @@ def _inside(folder: Path, place: str) -> Path:
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{place} leaves the folder")
     return folder / path
-
-
-def _bring(source: Path, target: Path, share: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if share:
-        with suppress(OSError):  # another file system, or one without hard links
-            os.link(source.resolve(), target)
-            return
-    shutil.copyfile(source, target)
 
 
 def key(part: Part, plan: SegmentPlan) -> list[Any]:

@@ -93,6 +93,8 @@ def read(source: ConfigSource) -> HardwareConfig | Auto:
     if not isinstance(data, dict):
         return HardwareConfig.parse(text, where, base)  # says what it should be
     open_keys = [key for key in AUTO_KEYS if data.get(key) == AUTO]
+    if "hardware" in open_keys or "backend" in open_keys:  # the other one, where nobody states it, is open as well
+        open_keys += [key for key in ("hardware", "backend") if key not in data]
     asked = data.pop("tune", None)
     if not open_keys:
         if asked is not None:
@@ -107,7 +109,7 @@ def read(source: ConfigSource) -> HardwareConfig | Auto:
         raise as_config_error(error, where, {"tune": asked}, _Asked) from None
     # Everything else is checked beside names that stand for the open ones.
     rest = {key: value for key, value in data.items() if key not in open_keys}
-    shown = {"hardware": "any", "backend": "any", **rest}
+    shown = {**{key: "any" for key in ("hardware", "backend") if key in open_keys}, **rest}
     found = HardwareConfig.parse(json.dumps(shown), where, base).as_data()
     if "precision" not in open_keys:
         found.setdefault("precision", Precision.FP32.value)  # what a config means that leaves it out

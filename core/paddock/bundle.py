@@ -7,10 +7,13 @@ the same versions stand on a host alike, and agrees with the golden outputs befo
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
+import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -24,7 +27,7 @@ from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.deployment import carry_out
 from paddock.draft import announce
-from paddock.errors import ModelError, NotAvailable, UsageError
+from paddock.errors import ModelError, NotAvailable, PaddockError, UsageError
 from paddock.footprint import Measured
 from paddock.jsontext import loads
 from paddock.machine import cpu
@@ -64,6 +67,7 @@ def export(
             'cannot be "off": a bundle is checked by golden outputs where it is served', where="$.accuracy.verify",
             remedy="leave it out",
         )  # fmt: skip
+    output = Path(os.path.abspath(output))
     _check_new(output)
     registry = registry if registry is not None else Registry.discover()
     with config.named(), Children() as children:
@@ -74,7 +78,7 @@ def export(
             reference = samples.reference or prepared.reference(samples)
             prepared.tell(f"writing {output}")
             # Written beside its place first: what stands there is whole.
-            with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}-") as beside:
+            with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as beside:
                 fresh = Path(beside) / "bundle"
                 fresh.mkdir(mode=0o700)
                 write_golden(fresh / GOLDEN, reference)
@@ -94,14 +98,16 @@ def export(
 def _check_new(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError("is there already", where=f"--output: {output}", remedy="name a new folder, or empty this one")
-    if not output.absolute().parent.is_dir():
+    if output.is_symlink():
+        raise UsageError("is a link", where=f"--output: {output}", remedy="name the folder itself")
+    if not output.parent.is_dir():
         raise UsageError("is in a folder that does not exist", where=f"--output: {output}")
 
 
 def _write(folder: Path, deployment: Deployment) -> None:
     ready = deployment.ready
     for number, artifact in enumerate(deployment.artifacts):
-        artifacts.write(artifact, folder / str(number), {}, share=False)
+        artifacts.write(artifact, folder / str(number), {})
     # What the samples were is in the golden outputs, and what calibrated is in the artifacts.
     served = ready.config.as_data()
     served["accuracy"] = {**served.get("accuracy", {}), "verify": "golden", "golden": GOLDEN}
@@ -151,14 +157,16 @@ def load_bundle(folder: Path, *, registry: Registry | None = None, progress: Pro
     tell("reading the bundle")
     told = _told(folder)
     registry = registry if registry is not None else Registry.discover()
-    _check_versions(told, registry, folder)
-    _check_files(told, registry, folder)
+    with _whole(folder):
+        _check_versions(told, registry, folder)
+        _check_files(told, registry, folder)
     name, work = deployment_name(), Path(tempfile.mkdtemp(prefix="paddock-"))
     try:
-        ready = _ready(folder, told, registry, work)
-        segments = [segment.resolved for segment in ready.built.segments]
-        here = [registry.consider(resolved.name, resolved.config.config) for resolved in segments]
-        _check_host(told, here, folder)
+        with _whole(folder):
+            ready = _ready(folder, told, registry, work)
+            segments = [segment.resolved for segment in ready.built.segments]
+            here = [registry.consider(resolved.name, resolved.config.config) for resolved in segments]
+            _check_host(told, here, folder)
         check_room(ready, here[0])
         reference = read_golden(folder / GOLDEN, ready.origin)
         loaded = ready.load(tell)
@@ -187,12 +195,15 @@ def _told(folder: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise ModelError("is no bundle: it has no " + MANIFEST, where=str(folder), remedy=_ANEW) from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot be read: {error}", where=str(path)) from None
+        raise ModelError(f"cannot be read: {error}", where=str(path), remedy=_ANEW) from None
     if problem:
         # Artifacts can be native code.
         raise ModelError(f"the bundle is not safe: {problem}", where=str(folder), remedy="make it yours: chmod go-w")
-    told = loads(text, str(path))
-    if not isinstance(told, dict) or "layout" not in told:
+    try:
+        told = loads(text, str(path))
+    except PaddockError as error:
+        raise ModelError(f"is damaged: {error.problem}", where=str(path), remedy=_ANEW) from None
+    if not isinstance(told, dict) or type(told.get("layout")) is not int:
         raise ModelError("is no bundle's manifest", where=str(path), remedy=_ANEW)
     if told["layout"] != LAYOUT:
         raise ModelError(f"has layout {told['layout']}, this Paddock reads {LAYOUT}", where=str(path), remedy=_ANEW)
@@ -245,19 +256,41 @@ def _check_files(told: Mapping[str, Any], registry: Registry, folder: Path) -> N
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts:
             raise ModelError(f"names a file outside of it: {name}", where=str(folder / MANIFEST), remedy=_ANEW)
-        if registry.store.file_digest(folder / inside) != wanted:
-            raise ModelError("was altered", where=str(folder / inside), remedy=_ANEW)
+        path = folder / inside
+        _check_own(path, folder)
+        if registry.store.file_digest(path) != wanted:
+            raise ModelError("was altered", where=str(path), remedy=_ANEW)
+
+
+def _check_own(path: Path, folder: Path) -> None:
+    """Raises `ModelError` where others could exchange a file between this look and the load."""
+    try:
+        kinds = [each.lstat() for each in (path, *path.parents) if each != folder and each.is_relative_to(folder)]
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", where=str(path), remedy=_ANEW) from None
+    shared = any(kind.st_uid != os.geteuid() or kind.st_mode & (stat.S_IWGRP | stat.S_IWOTH) for kind in kinds)
+    if shared or not stat.S_ISREG(kinds[0].st_mode):
+        why = "others may write to it" if shared else "it is no plain file"
+        raise ModelError(f"the bundle is not safe: {why}", where=str(path), remedy="make it yours: chmod -R go-w")
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Says of what is not as it was written that the bundle is damaged."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = f"is damaged: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(problem, where=str(folder / MANIFEST), remedy=_ANEW) from None
 
 
 def _ready(folder: Path, told: Mapping[str, Any], registry: Registry, work: Path) -> Ready:
-    try:
-        made = [artifacts.read(folder / str(number), {}) for number in range(len(told["ready"]["segments"]))]
-        origin = partial(Model, told["model"]["format"], {}, told["model"]["fingerprint"])
-        config = HardwareConfig.load(folder / CONFIG)
-        return from_json(told["ready"], config, origin, made, registry, partial(adapter_folders, registry, work))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"is damaged: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise ModelError(problem, where=str(folder / MANIFEST), remedy=_ANEW) from None
+    made = [artifacts.read(folder / str(number), {}) for number in range(len(told["ready"]["segments"]))]
+    if not made:
+        raise ValueError("it has no segments")
+    origin = partial(Model, told["model"]["format"], {}, told["model"]["fingerprint"])
+    config = HardwareConfig.load(folder / CONFIG)
+    return from_json(told["ready"], config, origin, made, registry, partial(adapter_folders, registry, work))
 
 
 @dataclass(frozen=True)

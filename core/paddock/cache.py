@@ -132,6 +132,21 @@ class Store:
         seat = self._seat("folder", kind, key)
         return seat.place if self._used(seat, tell=True) else None
 
+    def forget(self, kind: str, key: Any) -> None:
+        """Removes what `folder` made for this key: it does not do. Whoever uses its files keeps them open."""
+        seat = self._seat("folder", kind, key)
+        with self._lock:
+            self._holds.pop(seat.place, None)
+
+        def drop() -> None:
+            with exclusive(seat.place.with_suffix(".lock")):
+                if seat.place.exists():
+                    dropped = seat.place.with_name(f".dropped-{seat.place.name}-{os.urandom(4).hex()}")
+                    seat.place.rename(dropped)
+                    discard(dropped)
+
+        self._guarded(seat, drop)
+
     def private(self, kind: str, key: Any) -> Path:
         """A folder for somebody else's cache (an SDK's own), kept for this key; nobody checks what is in it."""
         return self._made(self._seat("private", kind, key), lambda fresh: (fresh / OWN).mkdir()) / OWN
@@ -248,9 +263,11 @@ def current_sources() -> str:
 
 @cache
 def source_digest(folder: Path) -> str:
-    """SHA-256 (hex) of a folder's Python files: part of keys, so that no entry outlives the code that made it."""
+    """SHA-256 (hex) of a package's files, data beside code: part of keys, so that no entry outlives what made it."""
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(folder.rglob("*")):
+        if "__pycache__" in path.parts or path.suffix in (".pyc", ".so") or not path.is_file():
+            continue
         total.update(f"\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return total.hexdigest()
 

@@ -6,12 +6,13 @@ does this process load it. A crash or a hang of an SDK is thereby an error with 
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from paddock import artifacts
 from paddock.child import Child
@@ -24,7 +25,8 @@ from paddock.registry import Resolved
 from paddock.spi import Artifact, Context, SegmentMemory, SegmentPlan
 from paddock.workshop import SECONDS, Part
 
-_ARTIFACTS = "artifacts"
+ARTIFACTS = "artifacts"
+"""The kind of entry that an artifact is kept as."""
 
 
 class Refused(BuildFailed):
@@ -56,31 +58,48 @@ def compiled(plan: Plan, parts: Sequence[Part]) -> list[Artifact]:
     return [_kept(part, local_plan(part, plan), _compile_in_child) for part in parts]
 
 
-def _kept(part: Part, segment: SegmentPlan, compile: Callable[[Part, SegmentPlan], Artifact]) -> Artifact:
+def _kept(part: Part, segment: SegmentPlan, compile: Callable[[Part, SegmentPlan, Context], Artifact]) -> Artifact:
     """The part's artifact from the store, made by `compile` where there is none yet."""
 
     def make(folder: Path) -> None:
-        target = part.target
-        model = os.path.commonpath([path.parent for path in target.files.values()])
-        bases = (part.context.work, Path(model))
-        artifacts.write(compile(part, segment), folder, target.origin.files, bases)
-        check_unchanged(target)
+        # In a folder of its own: what an artifact does not name is gone before it is loaded for the first time.
+        with tempfile.TemporaryDirectory(dir=part.context.work, prefix="compiling-") as place:
+            work = Path(place)
+            artifact = compile(part, segment, replace(part.context, work=work))
+            artifacts.write(artifact, folder, part.target.origin.files, work)
+        check_unchanged(part.target)
 
     with blamed(part):
-        folder = part.workshop.registry.store.folder(_ARTIFACTS, artifacts.key(part, segment), make)
+        folder = part.workshop.registry.store.folder(ARTIFACTS, artifacts.key(part, segment), make)
         return artifacts.read(folder, part.target.origin.files)
 
 
-def _compile(part: Part, segment: SegmentPlan) -> Artifact:
+def are_kept(plan: Plan, parts: Sequence[Part]) -> bool:
+    """Whether an artifact of these parts was compiled before."""
+    return any(part.workshop.registry.store.find(ARTIFACTS, key) is not None for part, key in keys(plan, parts))
+
+
+def forget(plan: Plan, parts: Sequence[Part]) -> None:
+    """Removes the artifacts of these parts from the store: they are compiled anew."""
+    for part, key in keys(plan, parts):
+        part.workshop.registry.store.forget(ARTIFACTS, key)
+
+
+def keys(plan: Plan, parts: Sequence[Part]) -> list[tuple[Part, Any]]:
+    """Each part with the key that its artifact is kept under."""
+    return [(part, artifacts.key(part, local_plan(part, plan))) for part in parts]
+
+
+def _compile(part: Part, segment: SegmentPlan, context: Context) -> Artifact:
     def compile() -> object:
-        return part.workshop.adapter().compile(part.target, segment, part.context)
+        return part.workshop.adapter().compile(part.target, segment, context)
 
-    return artifacts.normal(building(f"{part.workshop.name}: compiling", compile))
+    return artifacts.normal(building(f"{part.workshop.name}: compiling", compile), part.workshop.name)
 
 
-def _compile_in_child(part: Part, segment: SegmentPlan) -> Artifact:
+def _compile_in_child(part: Part, segment: SegmentPlan, context: Context) -> Artifact:
     workshop = part.workshop
-    return compile_in(workshop.child, workshop.resolved, part.target, segment, part.context)
+    return compile_in(workshop.child, workshop.resolved, part.target, segment, context)
 
 
 @contextmanager
@@ -99,7 +118,7 @@ def tried(plan: Plan, parts: Sequence[Part], keep: bool = True) -> Iterator[tupl
                 artifact = _kept(part, local_plan(part, plan), _compile_in_child)
             else:
                 with blamed(part):
-                    artifact = _compile_in_child(part, local_plan(part, plan))
+                    artifact = _compile_in_child(part, local_plan(part, plan), context)
             with blamed(part):
                 adapter = resolved.registered.adapter
                 host = ChildHost(child, adapter, resolved.config, resolved.device, artifact, context, SECONDS)
@@ -182,4 +201,4 @@ def compile_in(child: Child, resolved: Resolved, model: Model, segment: SegmentP
 
 
 def _compile_here(resolved: Resolved, model: Model, segment: SegmentPlan, work: Path, cache: Path) -> Artifact:
-    return artifacts.normal(resolved.instance().compile(model, segment, Context(work, cache)))
+    return artifacts.normal(resolved.instance().compile(model, segment, Context(work, cache)), resolved.name)

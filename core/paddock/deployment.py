@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -10,7 +11,16 @@ from typing import Any
 from paddock import kept
 from paddock.checks import check_memory, measured, settled, verified, with_known_memory
 from paddock.child import Children
-from paddock.compile import Refused, build, compiled, is_expendable, is_tried, remember_tried
+from paddock.compile import (
+    Refused,
+    are_kept,
+    build,
+    compiled,
+    forget,
+    is_expendable,
+    is_tried,
+    remember_tried,
+)
 from paddock.config import HardwareConfig
 from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
 from paddock.footprint import Measured, measured_alone
@@ -28,6 +38,8 @@ from paddock.trials import REPLANS, replanned, try_out
 from paddock.verify import Outcome, judge
 
 __all__ = ["Deployment", "carry_out", "deploy"]
+
+_log = logging.getLogger("paddock.cache")
 
 
 def deploy(
@@ -141,6 +153,21 @@ def _without_refused(prepared: Prepared, samples: Samples) -> Deployment:
 
 
 def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
+    """Carried out once; once more where artifacts that were compiled before do not load any more."""
+    compiled_before = are_kept(prepared.plan, prepared.parts)
+    try:
+        return _carried_out(prepared, samples)
+    except Refused:
+        raise
+    except BuildFailed as error:
+        if not compiled_before:
+            raise
+        _log.warning("what was compiled before is compiled anew: %s", error.problem)
+        forget(prepared.plan, prepared.parts)
+        return _carried_out(prepared, samples)
+
+
+def _carried_out(prepared: Prepared, samples: Samples) -> Deployment:
     adapter = prepared.plan.adapter
     prepared = with_known_memory(prepared)
     doubt = check_memory(prepared)

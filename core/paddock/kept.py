@@ -1,7 +1,7 @@
 """Deployments that came about before: taken up again as they were, without planning, compiling or verifying.
 
-What is kept holds for exactly the same model, config, plugins, SDKs, device and host. It is a folder with the plan, the
-report and the artifacts; their sessions are loaded here, and what took effect is looked at anew.
+What is kept holds for exactly the same model, config, plugins, SDKs, device and host. It is the plan, the report, and
+where the artifacts are kept; their sessions are loaded here, and what took effect is looked at anew.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from paddock import artifacts
 from paddock.checks import check_room, settled
+from paddock.compile import ARTIFACTS
 from paddock.config import HardwareConfig
 from paddock.draft import announce, announce_candidates
 from paddock.errors import BuildFailed, PaddockError
@@ -103,10 +104,8 @@ def keep(place: Place, deployment: Deployment) -> None:
         return
 
     def write(folder: Path) -> None:
-        for number, artifact in enumerate(deployment.artifacts):
-            artifacts.write(artifact, folder / str(number), ready.origin.files)
-        told = {**to_json(ready), "report": report.to_json()}
-        (folder / _READY).write_text(json.dumps(told))
+        told = {**to_json(ready), "artifacts": ready.keys, "report": report.to_json()}
+        (folder / _READY).write_text(json.dumps(told, default=str))
         check_unchanged(ready.origin)
 
     try:
@@ -159,8 +158,10 @@ def _read(folder: Path, place: Place, config: HardwareConfig, registry: Registry
     """What `keep` wrote; raises `BuildFailed` where it is none of ours."""
     try:
         told = json.loads((folder / _READY).read_text())
-        count = len(told["segments"])
-        made = [artifacts.read(folder / str(number), place.files) for number in range(count)]
+        places = [registry.store.find(ARTIFACTS, key) for key in told["artifacts"]]
+        made = [artifacts.read(found, place.files) for found in places if found is not None]
+        if len(made) != len(told["segments"]):
+            raise BuildFailed("its artifacts are not kept any more", where=str(folder))
         origin = partial(Model, place.format, place.files, place.fingerprint)
         ready = from_json(told, config, origin, made, registry, partial(adapter_folders, registry, work))
         return ready, Report.from_json(told["report"])

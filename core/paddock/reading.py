@@ -58,6 +58,8 @@ def locate(path: str | os.PathLike[str] | Model, registry: Registry) -> tuple[Fo
         origin = path.origin
         if origin.format not in registry.formats:
             raise ModelError(f"no plugin that is loaded reads {origin.format} models")
+        if not origin.files:
+            raise ModelError("has no files here: it is that of a bundle", remedy="deploy the model itself")
         return _complete(registry.formats[origin.format], origin.files)
     try:
         place = Path(os.fspath(path))
@@ -253,7 +255,7 @@ def owner_of(format: Format, registry: Registry) -> list[str]:
     """The distribution that brings a format, its version and its SDK's: part of every key."""
     for plugin in registry.plugins:
         if format.name in plugin.formats:
-            return [plugin.distribution, plugin.version, *format.versions()]
+            return [plugin.distribution, plugin.version, plugin.sources, *format.versions()]
     raise ConfigError(f"no plugin brings the format {format.name}")
 
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from paddock.arena import Arena, ArenaPlan
 from paddock.built import Built, BuiltSegment, interface
+from paddock.compile import keys
 from paddock.config import HardwareConfig
 from paddock.contract import parse_options
 from paddock.flow import Flow, Stage
@@ -40,6 +41,8 @@ class Ready:
     inputs: Names
     outputs: Names
     arena: ArenaPlan
+    keys: tuple[Any, ...] = ()
+    """What the segments' artifacts are kept under, as JSON data."""
 
     @cached_property
     def interface(self) -> Graph:
@@ -83,6 +86,7 @@ def ready_of(prepared: Prepared, artifacts: Sequence[Artifact]) -> Ready:
         names.inputs,
         names.outputs,
         prepared.budgeter.arena,
+        tuple(key for _, key in keys(prepared.plan, prepared.parts)),
     )
 
 
@@ -101,7 +105,6 @@ def to_json(ready: Ready) -> dict[str, Any]:
         "graph": _graphs().dump_python(ready.origin.graph, mode="json"),
         "plan": ready.plan.to_json(),
         "name": ready.built.name,
-        "instances": ready.built.instances,
         "segments": [{"name": segment.name, **_told(segment.resolved)} for segment in ready.built.segments],
         "flow": None if flow is None else _flows().dump_python((flow.stages, flow.waves, flow.dead), mode="json"),
         "inputs": ready.inputs,
@@ -154,7 +157,7 @@ def from_json(
         config,
         origin(graph),
         Plan.from_json(data["plan"]),
-        Built(data["name"], tuple(segments), flow, data["instances"]),
+        Built(data["name"], tuple(segments), flow, config.instances),
         *names,
         _arenas().validate_python(data["arena"]),
     )

@@ -49,6 +49,8 @@ class Plugin:
     verdict: Verdict
     adapters: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
+    sources: str = ""
+    """A digest of its files, where it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -339,15 +341,16 @@ class Registry:
             verdict = Verdict.no(f"rejected: {_said(error)}", "the contract in paddock.spi")
             self.plugins.append(Plugin(distribution, version, entry_point, verdict))
             return
+        sources = _sources(module)
         for adapter in classes:
-            registered = Registered(adapter, distribution, version, _sources(module))
+            registered = Registered(adapter, distribution, version, sources)
             self.adapters.setdefault(adapter.name(), []).append(registered)
         for format in formats:
             self.formats[format.name] = format
         names = tuple(adapter.name() for adapter in classes)
         loaded = Verdict.yes("loaded", "the contract in paddock.spi")
         self.plugins.append(
-            Plugin(distribution, version, entry_point, loaded, names, tuple(format.name for format in formats))
+            Plugin(distribution, version, entry_point, loaded, names, tuple(format.name for format in formats), sources)
         )
 
     def _observes(self, module: Any) -> bool:

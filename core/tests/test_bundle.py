@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paddock import bundle, requirements
 from paddock.bundle import export, load_bundle
+from paddock.deployment import deploy
 from paddock.errors import AccuracyRefused, MemoryRefused, ModelError, NotAvailable, PaddockError, UsageError
 from paddock.plan import digest
 from paddock.registry import Registry
@@ -145,6 +146,56 @@ def test_others_must_not_write_to_it(whole: Path, plugins: Registry) -> None:
     whole.chmod(0o770)
     with pytest.raises(ModelError, match="not safe: others may write to it"):
         load_bundle(whole, registry=plugins)
+
+
+@pytest.mark.parametrize("name", ["0", "0/artifact.json", "golden.npz"])
+def test_others_must_not_write_to_anything_in_it(whole: Path, plugins: Registry, name: str) -> None:
+    (whole / name).chmod(0o777)
+    with pytest.raises(ModelError, match="not safe: others may write to it") as caught:
+        load_bundle(whole, registry=plugins)
+    assert "chmod -R go-w" in str(caught.value.remedy)
+
+
+def test_a_link_in_it_is_refused(whole: Path, plugins: Registry) -> None:
+    (whole / "golden.npz").rename(whole / "moved.npz")
+    (whole / "golden.npz").symlink_to("moved.npz")
+    with pytest.raises(ModelError, match="no plain file"):
+        load_bundle(whole, registry=plugins)
+
+
+FORGED: list[dict[str, Any]] = [
+    {"host": []}, {"files": []}, {"versions": None}, {"layout": "1"}, {"files": {"a\0b": "x"}}, {"model": {}}, {"ready": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", FORGED, ids=str)
+def test_a_manifest_of_other_content_is_an_error(whole: Path, plugins: Registry, changes: dict[str, Any]) -> None:
+    altered(whole, **changes)
+    with pytest.raises((ModelError, NotAvailable)):
+        load_bundle(whole, registry=plugins)
+
+
+@pytest.mark.parametrize("key", ["segments", "graph", "plan", "flow", "inputs", "outputs", "arena", "name"])
+@pytest.mark.parametrize("value", [None, [], "x", 0])
+def test_foreign_data_inside_is_an_error_or_does_no_harm(whole: Path, plugins: Registry, key: str, value: Any) -> None:
+    told = json.loads((whole / "bundle.json").read_text())
+    altered(whole, ready={**told["ready"], key: value})
+    try:
+        load_bundle(whole, registry=plugins).close()
+    except PaddockError as error:
+        assert error.problem
+
+
+def test_the_model_of_a_bundle_cannot_be_deployed(made: Path, plugins: Registry) -> None:
+    with load_bundle(made / "whole", registry=plugins) as deployment, pytest.raises(ModelError, match="has no files"):
+        deploy(deployment.model, dict(BASE), registry=plugins)
+
+
+def test_where_a_bundle_cannot_be_written_is_told_first(tmp_path: Path, plugins: Registry) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(UsageError, match="is a link"):
+        export(tmp_path / "none.onnx", BASE, tmp_path / "link", registry=plugins)
 
 
 def _without(plugins: Registry) -> None:

@@ -448,8 +448,11 @@ def test_code_that_changed_is_other_code(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         return cache.source_digest(tmp_path)
 
-    seen = [digest_of("a.py", "x"), digest_of("a.py", "y"), digest_of("b.py", ""), digest_of("c.txt", "")]
-    assert len(set(seen[:3])) == 3 and seen[3] == seen[2]
+    (tmp_path / "__pycache__").mkdir()
+    named = [("a.py", "x"), ("a.py", "y"), ("b.py", ""), ("c.json", ""), ("c.json", "{}")]
+    seen = [digest_of(name, text) for name, text in named]
+    assert len(set(seen)) == 5, "data beside code as well: what is known to be wrong stands in such a file"
+    assert {digest_of("__pycache__/a.pyc", "x"), digest_of("built.so", "x")} == {seen[-1]}
 
 
 def test_an_entry_tells_what_produced_it(store: Store) -> None:

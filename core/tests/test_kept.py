@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import paddock_fakes_segments as odd
 import pytest
-from paddock import cache, devices, kept, machine, registry
+from paddock import artifacts, cache, devices, kept, machine, registry
 from paddock.config import HardwareConfig
 from paddock.deployment import Deployment, deploy
-from paddock.errors import AccuracyRefused, MemoryRefused, PaddockError, StrictnessError
+from paddock.errors import AccuracyRefused, BuildFailed, MemoryRefused, PaddockError, StrictnessError
 from paddock.ready import from_json
 from paddock.registry import Registry
-from paddock.spi import Device, Probe
+from paddock.spi import Artifact, Device, Probe
 from paddock.verify import Outcome
 
 NODES = [("a Abs", "x", "p"), ("b Tanh", "p", "q"), ("c Mul", "q k", "y")]
@@ -340,16 +340,104 @@ def test_what_needs_a_plan_is_planned_anew(model: Path, plugins: Registry) -> No
         assert deployment.measure_memory().peak >= 0
 
 
-def test_artifacts_are_shared_between_plans(model: Path, plugins: Registry, log: Path) -> None:
-    """Another fallback's options change the deployment, not what the first adapter compiles."""
+def test_artifacts_are_kept_by_themselves(model: Path, plugins: Registry, log: Path) -> None:
     served(model, with_log(SPLIT, log), plugins)
-    told = json.loads((entry(plugins, "deployments") / "0" / "artifact.json").read_text())
-    assert told["adapter"] == "cpu/odd" and compiled(log) == 2
     found = [path for path in (plugins.store.root / "artifacts").iterdir() if path.is_dir()]
-    assert len(found) == 3
+    told = sorted(json.loads((path / "artifact.json").read_text())["adapter"] for path in found)
+    assert told == ["cpu/odd", "cpu/odd", "cpu/reference"] and compiled(log) == 2
     shutil.rmtree(plugins.store.root / "deployments")
     served(model, with_log(SPLIT, log), plugins)
     assert compiled(log) == 2
+
+
+def test_no_two_entries_share_a_file(model: Path, plugins: Registry) -> None:
+    served(model, SPLIT, plugins)
+    files = [path for path in plugins.store.root.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert all(path.stat().st_nlink == 1 for path in files) and model.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_artifact_that_is_gone_or_does_not_load_any_more(
+    model: Path,
+    plugins: Registry,
+    log: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    gone: bool,
+) -> None:
+    config = with_log(BASE, log)
+    served(model, config, plugins)
+    made = entry(plugins, "artifacts")
+    if gone:
+        plugins = odd.discover(plugins.store.root, ("reference",))
+        shutil.rmtree(made)
+    else:
+        real = odd.Odd.load
+
+        def stale(self: Any, artifact: Any, context: Any) -> Any:
+            if compiled(log) == 1:
+                raise OSError("what was compiled then is of no use")
+            return real(self, artifact, context)
+
+        monkeypatch.setattr(odd.Odd, "load", stale)
+    served(model, config, plugins)
+    assert compiled(log) == 2
+    if not gone:
+        assert any("compiled anew" in record.getMessage() for record in caplog.records)
+    served(model, config, plugins)
+    assert compiled(log) == 2
+
+
+def test_what_an_artifact_does_not_name_is_gone_at_the_first_load(
+    model: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = odd.Odd.compile
+
+    def beside(self: Any, given: Any, plan: Any, context: Any) -> Any:
+        (context.work / "beside").write_text("needed")
+        return replace(real(self, given, plan, context), facts={"beside": str(context.work / "beside")})
+
+    monkeypatch.setattr(odd.Odd, "compile", beside)
+    monkeypatch.setattr("paddock.deployment.is_tried", lambda plan, part: True)  # in this process, which has the patch
+    served(model, BASE, plugins).close()
+    told = json.loads((entry(plugins, "artifacts") / "artifact.json").read_text())
+    assert not Path(told["facts"]["beside"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"files": None}, "no plain data"), ({"files": ["x"]}, "no plain data"),
+        ({"facts": {"x": {1}}}, "no plain data"), ({"inputs": None}, "no plain data"), ({"adapter": "cpu/other"}, "an artifact of cpu/other"),
+        ({"files": {"model": "nowhere"}}, "'model' is no file"), ({"bounds": {"n": 3}}, "no plain data"),
+    ],
+)  # fmt: skip
+def test_what_compile_returns_is_checked(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    found = Artifact("cpu/odd", "onnx", {}, ("x",), ("y",))
+    with pytest.raises(BuildFailed, match=said):
+        artifacts.normal(replace(found, **changes), "cpu/odd")
+
+
+def test_files_are_written_once_wherever_they_are_named(tmp_path: Path) -> None:
+    work, model = tmp_path / "work", tmp_path / "m.onnx"
+    (work / "deep").mkdir(parents=True)
+    (work / "a.bin").write_text("a")
+    (work / "deep" / "b.bin").write_text("b")
+    model.write_text("m")
+    (tmp_path / "other").write_text("o")
+    files: dict[str, Any] = {
+        "one": work / "a.bin", "two": str(work / "deep" / ".." / "a.bin"), "deep": work / "deep" / "b.bin",
+        "model": tmp_path / "work" / ".." / "m.onnx", "other": tmp_path / "other",
+    }  # fmt: skip
+    given = artifacts.normal(Artifact("a/b", "onnx", files, (), ()), "a/b")
+    artifacts.write(given, tmp_path / "kept", {"own": model}, work)
+    moved = tmp_path / "elsewhere.onnx"
+    model.rename(moved)
+    found = artifacts.read(tmp_path / "kept", {"own": moved})
+    assert {role: path.read_text() for role, path in found.files.items()} == {
+        "one": "a", "two": "a", "deep": "b", "model": "m", "other": "o",
+    }  # fmt: skip
+    assert found.files["model"] == moved and not (work / "a.bin").exists() and (tmp_path / "other").exists()
 
 
 def test_a_cache_that_cannot_be_written_spoils_nothing(

@@ -214,7 +214,9 @@ class OpenVinoAdapter(Adapter):
             bounds=dict(graph.bounds),
             facts={"shapes": _shapes(graph)},
         )
-        return self._exported(artifact, context)
+        if wrong := blob.wrong_once_imported(graph):
+            context.progress(f"OpenVINO compiles at each start: it exports {', '.join(wrong)} wrongly")
+        return artifact if wrong else self._exported(artifact, context)
 
     def _exported(self, artifact: Artifact, context: Context) -> Artifact:
         """The artifact with the compiled model in a file; as it is where the device cannot export it, or import it."""
