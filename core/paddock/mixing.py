@@ -271,7 +271,9 @@ class _Figures:
                 rounds = [self.rounds[name] for name in names if name in self.rounds]
                 if len(rounds) == 3:
                     beyond = [both - first - second for both, first, second in zip(*rounds, strict=True)]
-                    found[-1][one, other] = float(np.median(beyond))
+                    price = float(np.median(beyond))
+                    # A border never saves anything; noise that says so would be what the search looks for.
+                    found[-1][one, other] = price if one == other else max(0.0, price)
         return found
 
 
