@@ -236,6 +236,19 @@ def test_no_mix_is_tried_where_one_adapter_is_best_everywhere(host: Path) -> Non
     assert late.config is None and "the time was up" in late.reason
 
 
+@pytest.mark.long
+def test_a_piece_that_an_adapter_refuses_goes_to_another(host: Path) -> None:
+    best = {"hardware": "npu", "backend": "late", "options": {"refuses_border": ["v8"]}}
+    feeds = {"v0": np.ones((2, 3), np.float32)}
+    until = time.monotonic() + 3600
+    found = mix(host, best, ["npu/early"], feeds, registry=Registry.discover(), until=until, rounds=3)
+    assert "cannot be fed that value" in found.refused["piece 4 on npu/late"]
+    assert "pieces 4 and 5 on npu/late and npu/early" in found.refused
+    assert list(found.alone) == ["npu/early"] and "npu/late" not in found.pieces[4]["ms"]
+    assert found.adapters[4] == "npu/early" and found.adapters[5] == "npu/late" and found.config is not None
+    assert found.config["options"] == best["options"] and found.config["backend"] == "late"
+
+
 @pytest.mark.parametrize(
     ("best", "others", "reason"),
     [
