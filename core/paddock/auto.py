@@ -39,7 +39,7 @@ class Tune(BaseModel):
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     objective: Objective = "latency"
     mixed: bool = False
-    """Whether several adapters together are tried as well; takes a minute or two more."""
+    """Whether several adapters together are tried as well; takes one to five minutes more."""
 
 
 class _Asked(BaseModel):
