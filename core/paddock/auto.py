@@ -52,7 +52,7 @@ class Tune(BaseModel):
     objective: Objective = "latency"
     """What is to be best: the time of single requests, requests per second with all instances busy, or memory."""
     mixed: bool = False
-    """Whether several adapters together are tried as well; takes a minute or two more."""
+    """Whether several adapters together are tried as well; takes one to five minutes more."""
 
 
 class _Asked(BaseModel):

@@ -173,7 +173,8 @@ def load_bundle(folder: Path, *, registry: Registry | None = None, progress: Pro
         try:
             ready = replace(ready, plan=replace(ready.plan, settings=settled(ready, loaded[0])))
             tell("verifying")
-            report = judged(ready.translation, loaded[0], reference, ready.config, "golden outputs of the bundle")
+            with _whole(folder):
+                report = judged(ready.translation, loaded[0], reference, ready.config, "golden outputs of the bundle")
             judge(report, ready.config, ready.plan.adapter)
         except BaseException:
             loaded[0].close()
@@ -268,10 +269,12 @@ def _check_own(path: Path, folder: Path) -> None:
         kinds = [each.lstat() for each in (path, *path.parents) if each != folder and each.is_relative_to(folder)]
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", where=str(path), remedy=_ANEW) from None
+    if not stat.S_ISREG(kinds[0].st_mode):
+        raise ModelError("is no plain file", where=str(path), remedy=_ANEW)
     shared = any(kind.st_uid != os.geteuid() or kind.st_mode & (stat.S_IWGRP | stat.S_IWOTH) for kind in kinds)
-    if shared or not stat.S_ISREG(kinds[0].st_mode):
-        why = "others may write to it" if shared else "it is no plain file"
-        raise ModelError(f"the bundle is not safe: {why}", where=str(path), remedy="make it yours: chmod -R go-w")
+    if shared:
+        problem = "the bundle is not safe: others may write to it"
+        raise ModelError(problem, where=str(path), remedy="make it yours: chmod -R go-w")
 
 
 @contextmanager

@@ -40,6 +40,7 @@ SWEEP_SECONDS = 0.25
 """How long one process measures before it is the next one's turn."""
 WORTH = 0.98
 """A mix is tried where it is predicted to take less than this share of the best single adapter's time."""
+_TIME_UP = "the time was up before all parts were deployed"
 _COPIES = 2.0
 """What runtimes take for weights, in times of these, roughly."""
 _OF_THE_WHOLE = frozenset(
@@ -271,7 +272,9 @@ class _Figures:
                 rounds = [self.rounds[name] for name in names if name in self.rounds]
                 if len(rounds) == 3:
                     beyond = [both - first - second for both, first, second in zip(*rounds, strict=True)]
-                    found[-1][one, other] = float(np.median(beyond))
+                    price = float(np.median(beyond))
+                    # A border never saves anything; noise that says so would be what the search looks for.
+                    found[-1][one, other] = price if one == other else max(0.0, price)
         return found
 
 
@@ -288,6 +291,7 @@ def _measure(
     with ExitStack() as stack:
         benches: dict[str, Bench] = {}
         for label, own in parts.items():
+            _check(time.monotonic() < until, _TIME_UP)
             tell(f"mixed placement: deploying {len(own)} parts on {label}")
             bench = stack.enter_context(Bench(f"measuring parts on {label}"))
             try:
@@ -297,7 +301,7 @@ def _measure(
                 continue
             figures.refused.update((name, reason) for name, reason in opened.items() if reason)
             benches[label] = bench
-        _check(time.monotonic() < until, "the time was up before all parts were deployed")
+        _check(time.monotonic() < until, _TIME_UP)
         able = [a for a in work.chain if a not in figures.refused and not _refuses(a, work, figures)]
         _check(bool(able), "no adapter takes every piece by itself")
         values = benches[able[0]].chain([_name((n,), able[:1]) for n in range(len(work.pieces))], sample)

@@ -299,7 +299,8 @@ def _mixed(race: _Race, best: Sequence[str], model: Path, registry: Registry) ->
     able = {
         candidate.adapter: float(np.median(contestant.latencies))
         for candidate, contestant in race.entered.values()
-        if contestant.rounds and candidate.precision == Precision.FP32.value and candidate.adapter != first.adapter
+        if contestant.rounds and contestant.error is None
+        if candidate.precision == Precision.FP32.value and candidate.adapter != first.adapter
     }
     near = SLOWEST * float(np.median(race.entered[best[0]][1].latencies))
     others = sorted((name for name, seconds in able.items() if seconds < near), key=lambda name: able[name])[:OTHERS]

@@ -164,7 +164,8 @@ def test_a_link_in_it_is_refused(whole: Path, plugins: Registry) -> None:
 
 
 FORGED: list[dict[str, Any]] = [
-    {"host": []}, {"files": []}, {"versions": None}, {"layout": "1"}, {"files": {"a\0b": "x"}}, {"model": {}}, {"ready": {}},
+    {"host": []}, {"files": []}, {"versions": None}, {"layout": "1"}, {"files": {"a\0b": "x"}}, {"model": {}},
+    {"ready": {}},
 ]  # fmt: skip
 
 

@@ -408,7 +408,8 @@ def test_what_an_artifact_does_not_name_is_gone_at_the_first_load(
     ("changes", "said"),
     [
         ({"files": None}, "no plain data"), ({"files": ["x"]}, "no plain data"),
-        ({"facts": {"x": {1}}}, "no plain data"), ({"inputs": None}, "no plain data"), ({"adapter": "cpu/other"}, "an artifact of cpu/other"),
+        ({"facts": {"x": {1}}}, "no plain data"), ({"inputs": None}, "no plain data"),
+        ({"adapter": "cpu/other"}, "an artifact of cpu/other"),
         ({"files": {"model": "nowhere"}}, "'model' is no file"), ({"bounds": {"n": 3}}, "no plain data"),
     ],
 )  # fmt: skip

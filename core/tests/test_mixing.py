@@ -205,7 +205,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.long
 def test_a_mix_that_is_faster_wins_as_an_ordinary_config(host: Path) -> None:
-    found = tune.tune(host, {"hardware": "npu"}, seconds=120, mixed=True)
+    base = {"hardware": "npu", "threads": 1, "instances": 1}  # nothing is left to be turned
+    found = tune.tune(host, base, seconds=3600, mixed=True)
     assert found.mixed is not None and found.mixed.label in {row.label for row in found.tried}, found.mixed
     assert found.config["operators"]["exclude"], found.reason
     assert {found.config["backend"], *found.config["fallback"]} == {"early", "npu/late"} or {
@@ -228,11 +229,24 @@ def test_no_mix_is_tried_where_one_adapter_is_best_everywhere(host: Path) -> Non
     registry = Registry.discover()
     best = {"hardware": "npu", "backend": "late"}
     feeds = {"v0": np.ones((2, 3), np.float32)}
-    found = mix(host, best, ["dsp/poor"], feeds, registry=registry, until=time.monotonic() + 120, rounds=3)
+    found = mix(host, best, ["dsp/poor"], feeds, registry=registry, until=time.monotonic() + 3600, rounds=3)
     assert found.config is None and "of the time of npu/late alone: not tried" in found.reason
     assert found.alone["dsp/poor"] > found.alone["npu/late"]
     late = mix(host, best, ["dsp/poor"], feeds, registry=registry, until=time.monotonic() - 1)
     assert late.config is None and "the time was up" in late.reason
+
+
+@pytest.mark.long
+def test_a_piece_that_an_adapter_refuses_goes_to_another(host: Path) -> None:
+    best = {"hardware": "npu", "backend": "late", "options": {"refuses_border": ["v8"]}}
+    feeds = {"v0": np.ones((2, 3), np.float32)}
+    until = time.monotonic() + 3600
+    found = mix(host, best, ["npu/early"], feeds, registry=Registry.discover(), until=until, rounds=3)
+    assert "cannot be fed that value" in found.refused["piece 4 on npu/late"]
+    assert "pieces 4 and 5 on npu/late and npu/early" in found.refused
+    assert list(found.alone) == ["npu/early"] and "npu/late" not in found.pieces[4]["ms"]
+    assert found.adapters[4] == "npu/early" and found.adapters[5] == "npu/late" and found.config is not None
+    assert found.config["options"] == best["options"] and found.config["backend"] == "late"
 
 
 @pytest.mark.parametrize(
