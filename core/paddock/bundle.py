@@ -169,7 +169,8 @@ def load_bundle(folder: Path, *, registry: Registry | None = None, progress: Pro
             _check_host(told, here, folder)
         check_room(ready, here[0])
         reference = read_golden(folder / GOLDEN, ready.origin)
-        loaded = ready.load(tell)
+        with _whole(folder):
+            loaded = ready.load(tell)
         try:
             ready = replace(ready, plan=replace(ready.plan, settings=settled(ready, loaded[0])))
             tell("verifying")
