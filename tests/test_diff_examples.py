@@ -38,6 +38,7 @@ def known(found: Diff) -> dict[tuple[str, str], tuple[Any, Any]]:
     }
 
 
+@pytest.mark.long
 def test_between_two_backends_that_are_here(compared: Compared) -> None:
     found = compared("cpu-openvino-fp32")
     changes = known(found)

@@ -121,14 +121,15 @@ def config_of(adapter: str, fallback: Sequence[str], exclude: Any) -> dict[str, 
 def held(deployment: Deployment, adapter: str) -> list[str]:
     """The types of all nodes in the models that an adapter is given, read back from their files."""
     formats = deployment.registry.formats
+    made = getattr(deployment._origin, "prepared", None)  # none where it was taken up from the cache
     with Children() as children:
-        prepared = prepare(deployment.model, deployment.config, registry=deployment.registry, children=children)
-        try:
-            mine = [part.target for part in prepared.parts if part.workshop.name == adapter]
-            assert len(mine) == sum(artifact.adapter == adapter for artifact in deployment.artifacts)
-            return [node.type for target in mine for node in formats[target.format].read(target.files).walk()]
-        finally:
+        prepared = made or prepare(deployment.model, deployment.config, registry=deployment.registry, children=children)
+        mine = [part.target for part in prepared.parts if part.workshop.name == adapter]
+        assert len(mine) == sum(artifact.adapter == adapter for artifact in deployment.artifacts)
+        found = [node.type for target in mine for node in formats[target.format].read(target.files).walk()]
+        if made is None:
             prepared.discard()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +253,7 @@ def test_a_name_that_the_model_does_not_have(small: Mapping[str, Path], registry
     assert "pd_op.tanh" in caught.value.candidates
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("adapter", "fallback", "name", "kind", "segments"),
     [
@@ -280,6 +282,7 @@ def test_paddles_segments_and_onnx_segments_in_one_deployment(
         assert_agrees(deployment, name, whole(name))
 
 
+@pytest.mark.long
 def test_three_adapters_each_with_what_the_ones_before_do_not_take(
     small: Mapping[str, Path], whole: Any, registry: Registry, children: Children
 ) -> None:

@@ -129,6 +129,7 @@ def kept(deployment: Deployment) -> list[str]:
     return [f"#{index} {nodes[index].type}" for index in deployment.plan.precision.keep_fp32]
 
 
+@pytest.mark.long
 def test_exactly_what_needs_fp32_is_kept(trap: tuple[Path, list[str]], registry: Registry, children: Children) -> None:
     path, needed = trap
     with deploy(path, {**FP16, "accuracy": {"max_error": 5e-3}}, registry=registry, children=children) as deployment:

@@ -72,6 +72,7 @@ def config(place: Path, backend: str, max_error: float | None = None, **more: An
     return {**fields, **more}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_leaves_the_budget_stays_in_float(
     backend: str, place: Path, registry: Registry, children: Children

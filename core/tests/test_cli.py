@@ -210,6 +210,7 @@ def test_verify_all(folder: Path, flag: Sequence[str]) -> None:
         assert "needs calibration.samples" in done.out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flag", [[], ["--json"]])
 def test_bench(folder: Path, flag: Sequence[str]) -> None:
     both = ["--config", folder / "ort.json", "--config", folder / "reference.json"]

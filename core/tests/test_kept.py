@@ -90,6 +90,7 @@ def test_the_second_start_compiles_and_verifies_nothing(
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_another_process_takes_it_up_too(model: Path, plugins: Registry, log: Path, tmp_path: Path) -> None:
     config = with_log(SPLIT, log)
     served(model, config, plugins)
@@ -235,6 +236,7 @@ def test_samples_in_the_call_are_judged_on(model: Path, plugins: Registry) -> No
         assert served(model, BASE, plugins, samples=[{"x": floats([1, 2, 3])}]).report.source == "given in the call"
 
 
+@pytest.mark.long
 def test_what_was_refused_is_refused_again(model: Path, plugins: Registry) -> None:
     wrong = {**BASE, "options": {"wrong_nodes": ["b"]}}
     for _ in range(2):
@@ -317,6 +319,7 @@ def test_memory_is_looked_at_again(model: Path, plugins: Registry, monkeypatch: 
         deploy(model, BASE, registry=plugins)
 
 
+@pytest.mark.long
 def test_a_model_that_changes_while_it_is_taken_up(
     model: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_weight_of_unknown_use(tmp_path: Path) -> None:
         with_weights(tmp_path / "in.onnx", tmp_path / "out.onnx")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_smallest_network_is_served_natively_everywhere() -> None:
     """But not on the evaluator, which takes seconds for each picture and is no fit for this one's last node."""

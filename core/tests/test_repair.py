@@ -359,6 +359,7 @@ def command(shop: Path, *arguments: Any, code: int = 0) -> subprocess.CompletedP
     return done
 
 
+@pytest.mark.long
 def test_the_command_in_text_and_the_config_it_writes(shop: Path) -> None:
     output = Path("elsewhere/out.json")
     done = command(shop, "--model", "m.onnx", "--config", "configs/wrong.json", "--output", output)

@@ -321,6 +321,7 @@ def test_a_worker_that_hangs_is_ended(tmp_path: Path, moody: str, monkeypatch: p
     assert result.outcome is Outcome.REFUSED and "did not answer" in result.reason
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_few_of_the_standards_on_the_reference() -> None:
     cases = [only(n) for n in ("test_relu", "test_scan_sum", "test_sequence_insert_at_back", "test_string_concat")]
@@ -397,6 +398,7 @@ def test_the_matrix_and_its_json() -> None:
 # The command.
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_ends_by_what_it_found(
     tmp_path: Path, moody: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -177,6 +177,7 @@ def test_cuts_of_the_decoder(examples: Path, tmp_path: Path, cut: int) -> None:
     assert_joins(model, halves(model.graph, cut), tmp_path, onnx=cut == 126)
 
 
+@pytest.mark.long
 def test_a_resnet_cut_through_a_residual_branch(examples: Path, tmp_path: Path) -> None:
     model = model_of(examples, "resnet")
     graph = model.graph

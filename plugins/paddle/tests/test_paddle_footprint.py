@@ -13,6 +13,7 @@ from paddock.prepare import prepare
 pytest.importorskip("paddle")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("backend", "instances"), [("paddle", 2), ("mkldnn", 1)])
 def test_the_bound_is_not_exceeded(models: Path, backend: str, instances: int) -> None:
     config = {"hardware": "cpu", "backend": backend, "batch_size": 2, "instances": instances}

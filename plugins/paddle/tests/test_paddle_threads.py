@@ -80,6 +80,7 @@ def test_two_deployments_do_not_disturb_each_other(models: Path, first: str) -> 
     on_one_thread(work)
 
 
+@pytest.mark.long
 def test_the_users_own_paddle_does_not_disturb_a_deployment(models: Path) -> None:
     def own() -> None:
         inference = paddle.inference
@@ -110,6 +111,7 @@ def test_the_users_own_paddle_does_not_disturb_a_deployment(models: Path) -> Non
     kept.clear()
 
 
+@pytest.mark.long
 def test_instances_and_many_callers(models: Path) -> None:
     """Every session is made, run and closed on its own thread, whoever calls."""
     found: list[bool] = []

@@ -207,6 +207,7 @@ def _ran(folder: Path, model: Model, context: Context) -> tuple[str, str]:
     return "passed", ""
 
 
+@pytest.mark.long
 def test_every_node_test_is_right_refused_or_expected_to_fail() -> None:
     found = outcomes()
     assert len(found) >= 1288

@@ -128,6 +128,7 @@ def takes(adapter: Adapter, model: Model, folder: Path) -> bool:
     return not known and adapter.select_operators(model, Context(folder, folder)).verdicts[0].usable
 
 
+@pytest.mark.long
 def test_both_agree_on_every_form_that_both_take(tmp_path: Path) -> None:
     made: list[Adapter] = []
     for backend, kind, options in (
