@@ -44,7 +44,7 @@ from paddock.cache_entries import (
 from paddock.cache_locks import Hold, exclusive, share
 from paddock.cache_pruning import asked_bound, trim
 from paddock.errors import BuildFailed, UsageError
-from paddock.model import SETTLED, file_digest
+from paddock.model import LARGE, SETTLED, file_digest
 
 _log = logging.getLogger("paddock.cache")
 _DIGESTS = "digests"
@@ -211,9 +211,11 @@ class Store:
             files = files_in(fresh)
         except Damaged as damaged:
             raise BuildFailed(f"what was made for the cache cannot be kept: {damaged}", where=seat.kind) from damaged
-        time.sleep(2 * _TICK / 1e9)  # so that a change from now on shows in the files' times
+        sizes = [path.stat().st_size for path in files.values()]
+        if any(size >= LARGE for size in sizes):
+            time.sleep(2 * _TICK / 1e9)  # their digests are remembered: a change from now on has to show in their times
         content = {name: self.file_digest(path) for name, path in sorted(files.items())}
-        return About.of(seat, content, sum(path.stat().st_size for path in files.values()))
+        return About.of(seat, content, sum(sizes))
 
     def _keep(self, seat: Seat, hold: Hold | None) -> None:
         if hold is not None:

@@ -60,7 +60,7 @@ class Memory(Protocol):
 
 SETTLED = 2_000_000_000
 """Nanoseconds: a file changed since may change again within one tick of its file system's clock."""
-_LARGE = 1 << 20
+LARGE = 1 << 20
 """Bytes from which remembering is faster than to read the file."""
 _KNOWN: dict[tuple[int, ...], str] = {}
 
@@ -73,7 +73,7 @@ def file_digest(path: Path, memory: Memory | None = None, settled: int = SETTLED
     try:
         identity = _identity(os.stat(path))
         known = _KNOWN.get(identity)
-        if known is None and memory is not None and identity[2] >= _LARGE:
+        if known is None and memory is not None and identity[2] >= LARGE:
             known = memory.recall(identity)
             if known is not None:
                 _KNOWN[identity] = known
@@ -86,7 +86,7 @@ def file_digest(path: Path, memory: Memory | None = None, settled: int = SETTLED
         raise ModelError(f"cannot be read: {error.strerror}", where=str(path)) from error
     if max(identity[-2:]) < now - settled:
         _KNOWN[identity] = found
-        if memory is not None and identity[2] >= _LARGE:
+        if memory is not None and identity[2] >= LARGE:
             memory.remember(identity, found)
     return found
 
