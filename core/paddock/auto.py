@@ -144,6 +144,11 @@ def json_schema() -> dict[str, Any]:
         properties[key]["description"] = f'{_SCHEMA_SAYS[key]}; "auto" is settled by measuring.'
     properties["tune"] = {"$ref": "#/$defs/Tune"}
     schema["$defs"]["Tune"] = own
+    # Beside an "auto" for one of the two, the other may be left out.
+    pair = ("hardware", "backend")
+    alone = [{"properties": {key: {"const": AUTO}}, "required": [key]} for key in pair]
+    schema["required"] = [key for key in schema["required"] if key not in pair]
+    schema["anyOf"] = [{"required": list(pair)}, *alone]
     # Without an "auto" it would have no effect.
     found = [{"properties": {key: {"const": AUTO}}, "required": [key]} for key in AUTO_KEYS]
     schema["dependentSchemas"] = {"tune": {"anyOf": found}}

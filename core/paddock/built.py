@@ -17,8 +17,6 @@ from paddock.pipeline import Pipeline
 from paddock.registry import Resolved
 from paddock.spi import Artifact, Context, Session
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class BuiltSegment:
@@ -30,7 +28,7 @@ class BuiltSegment:
     work: Path
     cache: Path
 
-    def load(self, tell: Progress) -> Session:
+    def load(self, tell: Callable[[str], None]) -> Session:
         """A session; called on the thread that it belongs to.
 
         Raises `NotAvailable` where the artifact does not fit this host, `BuildFailed` where it cannot be loaded.
@@ -55,7 +53,11 @@ class Built:
     instances: int
 
     def load(
-        self, *, inside: int | None = None, arena: Arena | None = None, tell: Progress = lambda message: None
+        self,
+        *,
+        inside: int | None = None,
+        arena: Arena | None = None,
+        tell: Callable[[str], None] = lambda message: None,
     ) -> ServingHost:
         """The sessions in this process; raises as `BuiltSegment.load` does.
 
@@ -78,7 +80,7 @@ class Built:
             raise
 
 
-def _loading(segment: BuiltSegment, tell: Progress) -> Callable[[], Session]:
+def _loading(segment: BuiltSegment, tell: Callable[[str], None]) -> Callable[[], Session]:
     return lambda: segment.load(tell)
 
 

@@ -282,11 +282,8 @@ def _size(folder: Path) -> int:
     total = 0
     for item in _items(folder):
         try:
-            if item.is_dir(follow_symlinks=False):
-                total += _size(Path(item.path))
-                continue
-            told = item.stat(follow_symlinks=False)
-            total += told.st_size // max(1, told.st_nlink)  # entries share files: its part of each
+            inner = item.is_dir(follow_symlinks=False)
+            total += _size(Path(item.path)) if inner else item.stat(follow_symlinks=False).st_size
         except OSError:
             continue  # An SDK removes files from its own cache too.
     return total

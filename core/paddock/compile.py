@@ -117,8 +117,10 @@ def tried(plan: Plan, parts: Sequence[Part], keep: bool = True) -> Iterator[tupl
             if keep:
                 artifact = _kept(part, local_plan(part, plan), _compile_in_child)
             else:
+                # What another trial has mapped is not written over.
+                work = stack.enter_context(tempfile.TemporaryDirectory(dir=context.work, prefix="trying-"))
                 with blamed(part):
-                    artifact = _compile_in_child(part, local_plan(part, plan), context)
+                    artifact = _compile_in_child(part, local_plan(part, plan), replace(context, work=Path(work)))
             with blamed(part):
                 adapter = resolved.registered.adapter
                 host = ChildHost(child, adapter, resolved.config, resolved.device, artifact, context, SECONDS)

@@ -36,7 +36,8 @@ from paddock.spi import Adapter, Format
 
 
 @cache
-def _graphs() -> TypeAdapter[Graph]:
+def graphs() -> TypeAdapter[Graph]:
+    """Between graphs and plain data."""
     return TypeAdapter(Graph)
 
 
@@ -196,7 +197,7 @@ def read_files(format: Format, files: Files, registry: Registry, children: Child
             broken = ModelError(f"cannot be read as {format.name}: {error.problem}", where=where)
             raise broken from error
 
-    graph = _graphs().validate_python(registry.store.remembered("graphs", [mark, *owner], read))
+    graph = graphs().validate_python(registry.store.remembered("graphs", [mark, *owner], read))
     return Model(format.name, dict(complete), mark, graph)
 
 

@@ -24,6 +24,7 @@ from paddock.host import ServingHost
 from paddock.model import Files, Model
 from paddock.plan import Means, Plan
 from paddock.prepare import Prepared, Progress
+from paddock.reading import graphs
 from paddock.registry import Registry, Resolved
 from paddock.spi import Artifact, Device, ResolvedConfig
 from paddock.staging import Staging
@@ -101,8 +102,7 @@ def to_json(ready: Ready) -> dict[str, Any]:
     """All of it as JSON data, but for the files: those of the model, and the artifacts."""
     flow = ready.built.flow
     return {
-        "config": ready.config.as_data(),
-        "graph": _graphs().dump_python(ready.origin.graph, mode="json"),
+        "graph": graphs().dump_python(ready.origin.graph, mode="json"),
         "plan": ready.plan.to_json(),
         "name": ready.built.name,
         "segments": [{"name": segment.name, **_told(segment.resolved)} for segment in ready.built.segments],
@@ -144,7 +144,7 @@ def from_json(
 
     Raises KeyError, TypeError, ValueError (pydantic's too) on foreign data, `PaddockError` where an adapter is missing.
     """
-    graph = _graphs().validate_python(data["graph"])
+    graph = graphs().validate_python(data["graph"])
     segments = []
     for told, artifact in zip(data["segments"], artifacts, strict=True):
         resolved = _resolved(told, registry)
@@ -169,11 +169,6 @@ def _resolved(told: Mapping[str, Any], registry: Registry) -> Resolved:
     options = parse_options(told["adapter"], registered.adapter, config)
     resolved = ResolvedConfig(config, options, told["threads"], told["spinning"])
     return Resolved(registered, resolved, _devices().validate_python(told["device"]), told["versions"])
-
-
-@cache
-def _graphs() -> TypeAdapter[Graph]:
-    return TypeAdapter(Graph)
 
 
 @cache

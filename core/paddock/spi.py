@@ -155,7 +155,7 @@ class Context:
     """What an adapter may use while it selects, compiles and loads."""
 
     work: Path
-    """For this deployment's files; gone when it closes. What the artifact names is kept."""
+    """Gone when the deployment closes; that of `compile` when it returns: only what the artifact names is left."""
     cache: Path
     """Kept between deployments, private to this adapter and its SDK's versions."""
     progress: Callable[[str], None] = lambda message: None
@@ -339,7 +339,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def load(self, artifact: Artifact, context: Context) -> Session:
-        """A session for an artifact of this adapter, same versions, same host."""
+        """A session for an artifact of this adapter, same versions, same host; its files are only read."""
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
         """The SDK's known wrong answers that concern this model, and what is done about them.

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import platformdirs
 import pytest
@@ -209,9 +209,9 @@ def test_an_entry_that_was_just_made_anew_is_not_damaged(root: Path, monkeypatch
     assert examine(found) == (None, None)
     original, reads = hashlib.file_digest, []
 
-    def while_it_is_replaced(*arguments: object) -> object:
+    def while_it_is_replaced(*arguments: Any) -> Any:
         reads.append(1)
-        return original(*arguments) if len(reads) > 1 else hashlib.sha256(b"half old, half new")  # type: ignore[arg-type]
+        return original(*arguments) if len(reads) > 1 else hashlib.sha256(b"half old, half new")
 
     made(root, "a", 1)
     monkeypatch.setattr(hashlib, "file_digest", while_it_is_replaced)

@@ -394,17 +394,22 @@ def test_an_artifact_that_is_gone_or_does_not_load_any_more(
 def test_what_an_artifact_does_not_name_is_gone_at_the_first_load(
     model: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = odd.Odd.compile
+    real, loading = odd.Odd.compile, odd.Odd.load
+    found: list[bool] = []
 
     def beside(self: Any, given: Any, plan: Any, context: Any) -> Any:
         (context.work / "beside").write_text("needed")
         return replace(real(self, given, plan, context), facts={"beside": str(context.work / "beside")})
 
+    def load(self: Any, artifact: Any, context: Any) -> Any:
+        found.append(Path(artifact.facts["beside"]).exists() or (context.work / "beside").exists())
+        return loading(self, artifact, context)
+
     monkeypatch.setattr(odd.Odd, "compile", beside)
+    monkeypatch.setattr(odd.Odd, "load", load)
     monkeypatch.setattr("paddock.deployment.is_tried", lambda plan, part: True)  # in this process, which has the patch
-    served(model, BASE, plugins).close()
-    told = json.loads((entry(plugins, "artifacts") / "artifact.json").read_text())
-    assert not Path(told["facts"]["beside"]).exists()
+    served(model, BASE, plugins)
+    assert found == [False]
 
 
 @pytest.mark.parametrize(

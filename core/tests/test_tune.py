@@ -57,7 +57,8 @@ class Told:
             return False
         report: Any = SimpleNamespace(error=1e-6)
         taken = round(1e6 * speed)
-        contestant.opened = SimpleNamespace(batch=2, taken=taken, report=report, plan=PLAN)  # type: ignore[assignment]
+        opened: Any = SimpleNamespace(batch=2, taken=taken, report=report, plan=PLAN)
+        contestant.opened = opened
         Told.alive.add(contestant.label)
         Told.most = max(Told.most, len(Told.alive))
         return True
@@ -425,12 +426,21 @@ def test_what_is_stated_beside_auto(tmp_path: Path) -> None:
     assert auto.stated({"hardware": "auto", "backend": "x"}) == {"backend": "x", "precision": "fp32"}, "as ever"
 
 
+def test_the_other_half_of_an_adapter_is_open_where_it_is_left_out() -> None:
+    for alone in ({"hardware": "auto"}, {"backend": "auto"}):
+        assert auto.stated(alone) == {"precision": "fp32"}
+    for alone in ({"precision": "auto"}, {"hardware": "cpu", "precision": "auto"}):
+        with pytest.raises(ConfigError, match="is required"):
+            auto.read(alone)
+
+
 def test_editors_are_told_of_auto() -> None:
     taken = jsonschema.Draft202012Validator(auto.json_schema())
     for config in (
         {"hardware": "auto", "backend": "auto", "precision": "auto", "tune": {"seconds": 5, "objective": "memory"}},
         {"hardware": "cpu", "backend": "x", "precision": "auto", "tune": {}}, {"hardware": "cpu", "backend": "auto"},
-        {"hardware": "cpu", "backend": "x", "precision": "int8"},
+        {"hardware": "cpu", "backend": "x", "precision": "int8"}, {"hardware": "auto"}, {"backend": "auto"},
+        {"hardware": "auto", "tune": {"seconds": 1}},
     ):  # fmt: skip
         auto.read(config)
         taken.validate(config)
@@ -438,7 +448,8 @@ def test_editors_are_told_of_auto() -> None:
         {"hardware": "cpu", "backend": "x", "tune": {}}, {"hardware": "auto", "backend": "auto", "precision": "fp33"},
         {"hardware": "auto", "backend": "auto", "tune": {"seconds": 0}},
         {"hardware": "auto", "backend": "auto", "tune": {"objective": "size"}},
-        {"hardware": "auto", "backend": "auto", "tune": {"secnds": 1}},
+        {"hardware": "auto", "backend": "auto", "tune": {"secnds": 1}}, {"precision": "auto"}, {"hardware": "cpu"},
+        {"backend": "x", "precision": "auto"},
     ):  # fmt: skip
         with pytest.raises(ConfigError):
             auto.read(config)

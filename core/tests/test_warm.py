@@ -15,7 +15,9 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,14 +198,18 @@ def test_the_second_takes_over_once_enough_live_requests_agree(start: Start) -> 
     assert phase(deployment) == "swapped"
 
 
+def compared(deployment: Deployment, count: int) -> bool:
+    return deployment.warm is not None and deployment.warm.compared == count
+
+
 def test_without_live_requests_nothing_is_swapped(start: Start) -> None:
     deployment = start()
     comparing(deployment)
     found = deployment.settle(0.05)
     assert found is not None and not found.decided and found.compared == 0
-    for _ in range(AGREEING - 1):
+    for number in range(AGREEING - 1):
         ask(deployment)
-        wait_until(lambda: deployment.warm and deployment.warm.compared == _ + 1, "it was compared")  # noqa: B023
+        wait_until(partial(compared, deployment, number + 1), "it was compared")
     assert phase(deployment) == "comparing"
     ask(deployment)
     assert settled(deployment).phase == "swapped"
@@ -695,17 +701,9 @@ def test_where_the_first_takes_it_all_the_second_is_refused(registry: Registry) 
     asked = HardwareConfig.load(config({}, memory={"limit": "1MiB"}))
 
     def serving(measured: int | None, most: int | None, kind: str = "host") -> Any:
-        class Serving:
-            class plan:  # noqa: N801
-                adapter = "cpu/first"
-
-                class memory:  # noqa: N801
-                    pass
-
-        found: Any = Serving.plan.memory
-        found.measured, found.most, found.least, found.kind = measured, most, 5, kind
-        found.segments = [type("Segment", (), {"io": 100})]
-        return Serving
+        segments = [SimpleNamespace(io=100)]
+        memory = SimpleNamespace(measured=measured, most=most, least=5, kind=kind, segments=segments)
+        return SimpleNamespace(plan=SimpleNamespace(adapter="cpu/first", memory=memory))
 
     def left(*memory: Any) -> int | None:
         return _beside(asked, serving(*memory), registry).memory.limit
