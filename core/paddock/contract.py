@@ -35,12 +35,13 @@ def check_adapter(adapter: Any) -> None:
     abstract = sorted(getattr(adapter, "__abstractmethods__", ()))
     if abstract:
         raise TypeError(f"{adapter.__name__} does not write {', '.join(abstract)}")
-    for several in ("formats", "aliases"):
+    for several in ("formats", "aliases", "quantizes_with"):
         if not isinstance(getattr(adapter, several), tuple | list):
             raise TypeError(f"{adapter.__name__}: {several} is a tuple of strings (a comma may be missing)")
-    names = (adapter.hardware, adapter.backend, *adapter.formats, *adapter.aliases)
+    names = (adapter.hardware, adapter.backend, *adapter.formats, *adapter.aliases, *adapter.quantizes_with)
     if not all(isinstance(n, str) and n for n in names):
-        raise TypeError(f"{adapter.__name__}: hardware, backend, formats and aliases are non-empty strings")
+        kinds = "hardware, backend, formats, aliases and quantizes_with"
+        raise TypeError(f"{adapter.__name__}: {kinds} are non-empty strings")
     if not all(isinstance(p, Precision) for p in adapter.precisions):
         raise TypeError(f"{adapter.__name__}: precisions holds paddock.plan.Precision values")
     if not (isinstance(adapter.Options, type) and issubclass(adapter.Options, BaseModel)):

@@ -26,7 +26,9 @@ from paddock.errors import BuildFailed, PaddockError
 from paddock.footprint import Measured, known, measured_alone
 from paddock.machine import host_facts
 from paddock.model import Files, Model, check_unchanged, fingerprint
+from paddock.plan import Precision
 from paddock.prepare import ModelSource, Prepared, Progress, deployment_name
+from paddock.quantizing import quantizer_versions
 from paddock.reading import locate, owner_of
 from paddock.ready import Ready, from_json, lowered_of, to_json
 from paddock.registry import Registry, Resolved
@@ -77,6 +79,7 @@ def place(model: ModelSource, config: HardwareConfig, registry: Registry) -> Pla
         config.as_data(),
         samples,
         [[e.adapter.name(), e.distribution, e.version, e.sources, dict(registry.probe(e).versions)] for e in asked],
+        [quantizer_versions(e.adapter) for e in asked if config.precision is Precision.INT8],
         [owner_of(each, registry) for each in registry.formats.values()],
         [resolved.name, dict(resolved.versions), resolved.config.threads, resolved.skipped],
         asdict(resolved.device),

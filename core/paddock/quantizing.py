@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from paddock.planning.casts import WIDE
 from paddock.reading import carried_bounds, read_files
 from paddock.registry import Registry, Resolved
 from paddock.samples import Sample, digest_samples
-from paddock.spi import Quantizer
+from paddock.spi import Adapter, Quantizer
 from paddock.workshop import Workshop
 
 SECONDS = 3600.0
@@ -55,6 +57,7 @@ def quantised(
     key = [
         target.fingerprint, digest_samples(samples), sorted(keep), resolved.name, dict(resolved.versions),
         resolved.config.options.model_dump(mode="json"), host_facts(),
+        quantizer_versions(resolved.registered.adapter),
     ]  # fmt: skip
 
     format = registry.formats[target.format]
@@ -100,6 +103,15 @@ def quantised(
             f"{workshop.name}: its quantiser did not leave {target.graph.nodes[ignored[0].node].label} in float",
             remedy="report this to the plugin's author",
         )
+    return found
+
+
+def quantizer_versions(adapter: type[Adapter]) -> list[list[str]]:
+    """What an adapter's quantiser works with, beside its SDK: the distributions that are installed, with versions."""
+    found = []
+    for name in adapter.quantizes_with:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found.append([name, importlib.metadata.version(name)])
     return found
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pluggy
 from pydantic import BaseModel, ConfigDict
 
@@ -26,9 +27,6 @@ from paddock.model import Files, Model
 from paddock.plan import Means, Precision, PrecisionPlan, Remedy, Segment, Verdict
 from paddock.planning.aliasing import Aliasing
 from paddock.planning.classes import OperatorClasses, standard_classes
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = [
     "SPI_VERSION", "Adapter", "Aliasing", "Arrays", "Artifact", "CastModel", "Concurrency", "Context", "Device",
@@ -43,7 +41,7 @@ SPI_VERSION = 1
 hookspec = pluggy.HookspecMarker("paddock")
 hookimpl = pluggy.HookimplMarker("paddock")
 
-Arrays = Mapping[str, "np.ndarray[Any, Any]"]
+Arrays = Mapping[str, np.ndarray[Any, Any]]
 """Tensors by name: NumPy arrays, dense and row-major, in the dtype that the graph states."""
 
 
@@ -223,12 +221,8 @@ class Quantizer(ABC):
         """
 
 
-def other_shape(output: str, given: Sequence[int], found: Sequence[int]) -> OtherShape:
-    """The error of `Session.run_into` where an output does not fit into the array that is given for it.
-
-    No other error says so: this one the core may answer with a `run`, where the array was its own guess.
-    """
-    return OtherShape(output, given, found)
+other_shape = OtherShape
+"""The one error of `Session.run_into` that says that an output does not fit into its array: the core may then `run`."""
 
 
 class Session(ABC):
@@ -302,6 +296,8 @@ class Adapter(ABC):
     """The same of memory: what may make sessions smaller, turned where that is the objective."""
     references: ClassVar[Mapping[str, ReferenceRole]] = {}
     """The formats for which it can serve as the reference."""
+    quantizes_with: ClassVar[tuple[str, ...]] = ()
+    """Distributions that only `quantizer` needs: what it wrote with other versions of them is written anew."""
     Options: ClassVar[type[BaseModel]] = NoOptions
 
     def __init__(self, config: ResolvedConfig, device: Device | None) -> None:

@@ -52,6 +52,12 @@ OPERATORS: Mapping[str, Callable[..., Array]] = {
     "Relu": lambda x: np.maximum(x, 0),
     "Identity": np.copy,
 }
+KERNELS: Mapping[str, Callable[..., Array]] = {
+    **OPERATORS,
+    "QuantizeLinear": lambda x, step, zero: np.clip(np.rint(x / step), -128, 127).astype(zero.dtype),
+    "DequantizeLinear": lambda x, step, zero: x.astype(step.dtype) * step,
+}
+"""What sessions compute; selection says yes to the former, and to what an adapter names beside them."""
 
 
 @dataclass
@@ -195,7 +201,7 @@ class OddSession(Session):
         for node in self._nodes:
             self._happen(node.name)
             read = [known[name] for name in node.input]
-            answer = _cast(node, read[0]) if node.op_type == "Cast" else OPERATORS[node.op_type](*read)
+            answer = _cast(node, read[0]) if node.op_type == "Cast" else KERNELS[node.op_type](*read)
             known[node.output[0]] = answer + np.float32(0.5) if self._wrong(node) else answer
         if self._names & set(self._manners.garbage):
             return [known[name] for name in self._outputs]  # type: ignore[return-value]
@@ -276,19 +282,20 @@ class EightOptions(OddOptions):
 
 
 class Eight(Odd):
-    """Brings a quantiser that does not do what it should."""
+    """Brings a quantiser that, in all manners but "rounds", does not do what it should."""
 
     backend: ClassVar[str] = "eight"
     aliases: ClassVar[tuple[str, ...]] = ()
     precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.INT8})
     Options: ClassVar[type[BaseModel]] = EightOptions
+    more: ClassVar[tuple[str, ...]] = ("QuantizeLinear", "DequantizeLinear")
 
     def means(self, precision: Precision) -> Means:
         """By its quantiser."""
         return Means.QUANTIZE
 
     def quantizer(self, model: Model, samples: Sequence[Arrays], work: Path) -> Quantizer:
-        """The one that misbehaves."""
+        """One of that manner."""
         assert isinstance(self.config.options, EightOptions)
         return BadQuantizer(model, self.config.options.manner)
 
@@ -308,7 +315,11 @@ class BadQuantizer(Quantizer):
         proto = onnx.load(self.path)
         if self.manner == "another border":
             proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+        if self.manner == "rounds":
+            _round_inputs(proto)
         onnx.save(proto, target)
+        if self.manner == "rounds":
+            return ((), (), (0,), (1,))
         if self.manner == "writes rubbish":
             target.write_bytes(b"rubbish")
         traced: dict[str, Any] = {
@@ -316,6 +327,21 @@ class BadQuantizer(Quantizer):
             "traces nothing": ((), ()),
         }  # fmt: skip
         return traced.get(self.manner, ((np.int64(0),), (1,)))
+
+
+def _round_inputs(proto: onnx.ModelProto) -> None:
+    """To int8 in sixteenths, in front of the first node."""
+    first, graph = proto.graph.node[0], proto.graph
+    graph.initializer.append(numpy_helper.from_array(np.array(1 / 16, np.float32), "step"))
+    graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "zero"))
+    pair = [
+        onnx.helper.make_node("QuantizeLinear", [first.input[0], "step", "zero"], ["rounded"], "q"),
+        onnx.helper.make_node("DequantizeLinear", ["rounded", "step", "zero"], ["dequantised"], "d"),
+    ]
+    first.input[0] = "dequantised"
+    nodes = [*pair, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 class NarrowOnly(Odd):

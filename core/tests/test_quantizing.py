@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddock_fakes_segments as odd
 import pytest
 from paddock.child import Children
+from paddock.config import HardwareConfig
 from paddock.deployment import deploy
 from paddock.errors import PaddockError
+from paddock.kept import place
 from paddock.registry import Registry
 
 
@@ -60,3 +64,30 @@ def test_a_quantiser_that_misbehaves(
             deploy(model, config, registry=registry, children=children)
         assert problem in str(caught.value)
         assert "eight" in str(caught.value)
+
+
+def test_what_other_versions_wrote_is_written_anew(
+    model: Path, registry: Registry, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {
+        "hardware": "cpu", "backend": "eight", "precision": "int8", "options": {"manner": "rounds"},
+        "calibration": {"samples": str(model.parent / "c")}, "accuracy": {"max_error": 1.0},
+    }  # fmt: skip
+
+    def written() -> int:
+        with deploy(model, config, registry=registry, children=children):
+            return sum(path.is_dir() for path in registry.store.root.glob("quantized/*"))
+
+    def key() -> Any:
+        found = place(model, HardwareConfig.load(config), registry)
+        assert found is not None
+        return found.key
+
+    here, real = {"numpy": "1.0"}, importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: here.get(name) or real(name))
+    monkeypatch.setattr(odd.Eight, "quantizes_with", ("numpy", "no-such-distribution"))
+    before, known = written(), key()
+    assert (written(), key()) == (before, known)
+    here["numpy"] = "1.1"
+    assert key() != known
+    assert written() == before + 1

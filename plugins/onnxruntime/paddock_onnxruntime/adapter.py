@@ -83,6 +83,7 @@ class CpuOnnxRuntime(Adapter):
     references: ClassVar[Mapping[str, ReferenceRole]] = {
         "onnx": ReferenceRole(rank=1, options={"graph_optimization": "off"})
     }
+    quantizes_with: ClassVar[tuple[str, ...]] = ("ml_dtypes",)
     Options: ClassVar[type[BaseModel]] = OnnxRuntimeOptions
 
     @classmethod

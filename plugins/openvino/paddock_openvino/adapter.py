@@ -14,7 +14,6 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,6 +87,7 @@ class OpenVinoAdapter(Adapter):
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     shapes: ClassVar[Shapes] = Shapes.BOUNDED
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.SERIAL, shares_weights=True)
+    quantizes_with: ClassVar[tuple[str, ...]] = ("nncf", "onnxruntime", "paddock-onnxruntime")
     openvino_device: ClassVar[str]
     """OpenVINO's own name of the kind of device."""
 
@@ -164,7 +164,7 @@ class OpenVinoAdapter(Adapter):
 
     def quantizer(self, model: Model, samples: Sequence[Arrays], work: Path) -> Quantizer:
         """NNCF's post-training quantisation, as Q/DQ of plain ONNX."""
-        absent = [name for name in ("nncf", "onnxruntime", "paddock_onnxruntime") if find_spec(name) is None]
+        absent = [n for n in self.quantizes_with if importlib.util.find_spec(n.replace("-", "_")) is None]
         if absent:
             raise NotAvailable(f"quantising for OpenVINO needs {', '.join(absent)}", remedy=QUANTIZATION)
         from paddock_openvino.quantizer import NncfQuantizer  # what it shares with another plugin is an extra
