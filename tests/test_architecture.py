@@ -23,7 +23,7 @@ ORDER = [
     "onnx_wire", "onnx_tensors", "onnx_store", "onnx_extract", "onnx_ports", "onnx_cast", "onnx_ranges", "onnx_shapes",
     "onnx_dtypes", "onnx_cast_check",
     "onnx_format", "builtin", "child", "cache_locks", "cache_entries", "cache_pruning",
-    "cache", "contract", "devices", "wellknown", "registry",
+    "cache", "admission", "contract", "devices", "wellknown", "registry",
     "planning.corners", "planning.shapes", "planning.cost", "planning.partition", "planning.verifier",
     "planning.operators", "planning.contests", "planning.mixing",
     "planning.bisection", "planning.fewest", "planning.precision",
@@ -40,7 +40,7 @@ ORDER = [
     "sides", "facts", "diff", "bench", "bisect", "compare", "lowered",
     "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli",
-    "diff_cli", "bench_cli", "bundle_cli", "cli",
+    "diff_cli", "bench_cli", "bundle_cli", "plugins_cli", "cli",
 ]  # fmt: skip
 SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {

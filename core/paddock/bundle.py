@@ -30,6 +30,7 @@ from paddock.draft import announce
 from paddock.errors import ModelError, NotAvailable, PaddockError, UsageError
 from paddock.footprint import Measured
 from paddock.jsontext import loads
+from paddock.kept import Loaded
 from paddock.machine import cpu
 from paddock.model import Files, Model, file_digest
 from paddock.plan import digest
@@ -38,7 +39,7 @@ from paddock.ready import Ready, from_json, to_json
 from paddock.references import read_golden, write_golden
 from paddock.registry import Registry, Resolved
 from paddock.requirements import locked
-from paddock.serving import Deployment, Origin
+from paddock.serving import Deployment
 from paddock.spi import Artifact, Event
 from paddock.verify import judge
 from paddock.workshop import adapter_folders
@@ -298,25 +299,16 @@ def _ready(folder: Path, told: Mapping[str, Any], registry: Registry, work: Path
 
 
 @dataclass(frozen=True)
-class _Bundled(Origin):
+class _Bundled(Loaded):
     """A bundle has no model that could be planned anew."""
 
-    own: str
-    work: Path
     folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.own
 
     def measure(self, artifacts: Sequence[Artifact]) -> Measured:
         raise self._has_no_model()
 
     def lowered(self) -> tuple[Files, Files]:
         raise self._has_no_model()
-
-    def discard(self) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
 
     def _has_no_model(self) -> NotAvailable:
         return NotAvailable(

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -267,11 +267,20 @@ def current_sources() -> str:
 def source_digest(folder: Path) -> str:
     """SHA-256 (hex) of a package's files, data beside code: part of keys, so that no entry outlives what made it."""
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if "__pycache__" in path.parts or path.suffix in (".pyc", ".so") or not path.is_file():
-            continue
-        total.update(f"\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    for name in sorted(_sources(str(folder))):
+        with open(os.path.join(folder, name), "rb") as file:
+            total.update(f"\0{name}\0".encode() + file.read())
     return total.hexdigest()
+
+
+def _sources(folder: str) -> Iterator[str]:
+    """The files under a folder, relative to it; asked for at each start, so without a Path for each."""
+    for inside, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for name in names:
+            path = os.path.join(inside, name)
+            if not name.endswith((".pyc", ".so")) and os.path.isfile(path):  # an editor's lock is a link to nowhere
+                yield path[len(folder) + 1 :]
 
 
 def _write(place: Path, content: bytes) -> None:

@@ -1,5 +1,5 @@
 """The command line: `paddock adapters | doctor | schema | plan | run | verify | bisect | cast | quantize` here, and
-`bench | tune | diff | export | cache` beside it.
+`plugins | bench | tune | diff | export | cache` beside it.
 
 Whatever a backend prints goes to stderr, so that stdout holds the answer alone; with `--json` that is one JSON
 document, errors included. Exit codes come from the exceptions, in one table.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from paddock import __version__, bench_cli, bundle_cli, cache_cli, diff_cli, tune_cli
+from paddock import __version__, bench_cli, bundle_cli, cache_cli, diff_cli, plugins_cli, tune_cli
 from paddock.errors import PaddockError, UsageError
 from paddock.terminal import INTERNAL, Terminal, error_json, exit_code
 
@@ -31,11 +31,11 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 app = typer.Typer(
-    help="Deploys PaddlePaddle and ONNX models on the hardware that a JSON file names, checked against the reference.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_cli.app, name="cache")
+app.command()(plugins_cli.plugins)
 app.command()(bench_cli.bench)
 app.command()(tune_cli.tune)
 app.command()(bundle_cli.export)
@@ -49,6 +49,18 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document 
 
 
 _terminal: Terminal
+
+
+@app.callback()
+def settings(
+    allow: Annotated[
+        str | None,
+        typer.Option("--allow", help="Plugins that may load, NAME or NAME@DIGEST, comma-separated: PADDOCK_ALLOW."),
+    ] = None,
+) -> None:
+    """Deploys PaddlePaddle and ONNX models on the hardware that a JSON file names, checked against the reference."""
+    if allow is not None:
+        os.environ["PADDOCK_ALLOW"] = allow  # children are to keep to it as well
 
 
 @app.command()

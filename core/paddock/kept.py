@@ -173,16 +173,25 @@ def _read(folder: Path, place: Place, config: HardwareConfig, registry: Registry
 
 
 @dataclass(frozen=True)
-class _TakenUp(Origin):
-    """Where a deployment that was taken up comes from; what needs its plan's making is planned anew."""
+class Loaded(Origin):
+    """Where a deployment comes from that was loaded as it was built; `work` is a folder that is gone with it."""
 
     own: str
     work: Path
-    again: Again
 
     @property
     def name(self) -> str:
         return self.own
+
+    def discard(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _TakenUp(Loaded):
+    """What needs its plan's making is planned anew."""
+
+    again: Again
 
     def measure(self, artifacts: Sequence[Artifact]) -> Measured:
         with self.again() as prepared:
@@ -191,6 +200,3 @@ class _TakenUp(Origin):
     def lowered(self) -> tuple[Files, Files]:
         with self.again() as prepared:
             return lowered_of(prepared)
-
-    def discard(self) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)

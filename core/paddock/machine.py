@@ -40,6 +40,11 @@ def share_of_threads(config: HardwareConfig) -> int:
     return config.threads or max(1, cores() // config.instances)
 
 
+def busy_cores(seconds: float) -> float:
+    """How many cores are kept busy by whatever runs on this host, on average over so many seconds from now."""
+    return float(psutil.cpu_percent(interval=seconds)) / 100 * (psutil.cpu_count() or 1)
+
+
 def memory_available() -> int:
     """Bytes of host memory that can be taken without swapping, within a cgroup v2 limit."""
     available = int(psutil.virtual_memory().available)

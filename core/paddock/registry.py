@@ -8,23 +8,19 @@ its reason, shown by `paddock adapters`, and listed in the error of a config tha
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.resources
-import importlib.util
 import itertools
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pluggy
-from packaging.utils import canonicalize_name
 from pydantic import TypeAdapter
 
 from paddock import builtin, spi
-from paddock.cache import Store, source_digest
+from paddock.admission import Allowed, Found, said, tried
+from paddock.cache import Store, current_sources
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig
 from paddock.contract import check_adapter, check_format, parse_options
@@ -37,6 +33,7 @@ from paddock.wellknown import not_installed, well_known
 
 GROUP = "paddock"
 CORE = "paddock"
+_LOADED = Verdict.yes("loaded", "the contract in paddock.spi")
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,15 @@ class Plugin:
     verdict: Verdict
     adapters: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
-    sources: str = ""
-    """A digest of its files, where it is loaded."""
+    origin: str = ""
+    """The file of its module."""
+    digest: str = ""
+    """SHA-256 (hex) of its files: what `PADDOCK_ALLOW` may name."""
+
+    @property
+    def sources(self) -> str:
+        """Its digest, as it stands in keys."""
+        return self.digest[:8]
 
 
 @dataclass(frozen=True)
@@ -104,23 +108,34 @@ class Registry:
         store: Store | None = None,
         entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
         only: Iterable[str] | None = None,
+        fresh: bool = False,
     ) -> Registry:
         """Loads the plugins installed here.
 
         Args:
             store: Where device probes are remembered; the user's cache by default.
             entry_points: Instead of those installed (for tests).
-            only: Names of the distributions that may load; `PADDOCK_PLUGINS` (a comma list) by default, else all.
+            only: The distributions that may load, `NAME` or `NAME@DIGEST`; `PADDOCK_ALLOW` (a comma list) by default,
+                else all.
+            fresh: Whether each plugin that is not imported yet is tried in a child, whatever is kept.
+
+        Raises `UsageError` where an entry of `only` or `PADDOCK_ALLOW` names no distribution.
         """
         registry = cls(store if store is not None else Store())
         registry._manager.add_hookspecs(spi)
-        registry._register(builtin, CORE, importlib.metadata.version(CORE), CORE)
-        if only is None and "PADDOCK_PLUGINS" in os.environ:
-            only = [name for name in os.environ["PADDOCK_PLUGINS"].split(",") if name.strip()]
-        allowed = None if only is None else {canonicalize_name(name.strip()) for name in only}
+        own = Plugin(
+            CORE, importlib.metadata.version(CORE), CORE, _LOADED, (), (), str(builtin.__file__), current_sources()
+        )
+        registry._register(builtin, own)
+        allowed = Allowed.here() if only is None else Allowed.of(only)
         found = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
-        for point in sorted(found, key=lambda point: (_distribution(point)[0], point.name)):
-            registry._load(point, allowed)
+        points = [(Found.of(point), point) for point in found]
+        points.sort(key=lambda each: (each[0].distribution, each[1].name))
+        verdicts = {} if allowed is None else {place: allowed.verdict(place) for place, _ in points}
+        asked = [place for place, _ in points if place not in verdicts or verdicts[place].usable]
+        verdicts.update(tried(asked, registry.store, fresh))
+        for place, point in points:
+            registry._load(place, point, verdicts.get(place, _LOADED))
         return registry
 
     def names(self) -> list[str]:
@@ -160,7 +175,7 @@ class Registry:
             raise ConfigError(
                 f"{name} is brought by several distributions",
                 candidates=both,
-                remedy="uninstall one, or name the ones to load in PADDOCK_PLUGINS",
+                remedy="uninstall one, or name the ones to load in PADDOCK_ALLOW",
             )
         if entries:
             return entries[0]
@@ -177,7 +192,7 @@ class Registry:
         try:
             found = registered.adapter.probe()
         except (Exception, SystemExit) as error:
-            return Probe(Verdict.no(f"its probe() raised {_said(error)}"))
+            return Probe(Verdict.no(f"its probe() raised {said(error)}"))
         if not isinstance(found, Probe) or not isinstance(found.verdict, Verdict):
             return Probe(Verdict.no("its probe() returned no Probe with a Verdict"))
         if not isinstance(found.versions, Mapping):
@@ -301,24 +316,24 @@ class Registry:
             try:
                 implementation.function(*(event for _ in implementation.argnames))  # none, where it takes none
             except Exception as error:
-                self.observer_failures.append(f"{implementation.plugin_name}: {_said(error)}")
+                self.observer_failures.append(f"{implementation.plugin_name}: {said(error)}")
 
-    def _load(self, point: importlib.metadata.EntryPoint, allowed: set[Any] | None) -> None:
-        distribution, version = _distribution(point)
-        if allowed is not None and canonicalize_name(distribution) not in allowed:
-            reason = "not among PADDOCK_PLUGINS"
-            self.plugins.append(Plugin(distribution, version, point.name, Verdict.no(reason, "PADDOCK_PLUGINS")))
+    def _load(self, place: Found, point: importlib.metadata.EntryPoint, verdict: Verdict) -> None:
+        found = Plugin(
+            place.distribution, place.version, point.name, verdict, (), (), str(place.path or ""), place.digest
+        )
+        if not verdict.usable:
+            self.plugins.append(found)
             return
         try:
             module = point.load()
         except (Exception, SystemExit) as error:
-            verdict = Verdict.no(f"failed to import: {_said(error)}", point.value)
-            self.plugins.append(Plugin(distribution, version, point.name, verdict))
+            self.plugins.append(replace(found, verdict=Verdict.no(f"failed to import: {said(error)}", point.value)))
             return
-        self._register(module, distribution, version, point.name)
+        self._register(module, found)
 
-    def _register(self, module: Any, distribution: str, version: str, entry_point: str) -> None:
-        name = f"{distribution}:{entry_point}"
+    def _register(self, module: Any, plugin: Plugin) -> None:
+        name = f"{plugin.distribution}:{plugin.entry_point}"
         taken = self._manager.has_plugin(name)
         try:
             self._manager.register(module, name=name)
@@ -338,20 +353,17 @@ class Registry:
             # By name, and only its own: the same module or name may stand registered before, and that one stays.
             if not taken and self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
-            verdict = Verdict.no(f"rejected: {_said(error)}", "the contract in paddock.spi")
-            self.plugins.append(Plugin(distribution, version, entry_point, verdict))
+            verdict = Verdict.no(f"rejected: {said(error)}", "the contract in paddock.spi")
+            self.plugins.append(replace(plugin, verdict=verdict))
             return
-        sources = _sources(module)
         for adapter in classes:
-            registered = Registered(adapter, distribution, version, sources)
+            registered = Registered(adapter, plugin.distribution, plugin.version, plugin.sources)
             self.adapters.setdefault(adapter.name(), []).append(registered)
         for format in formats:
             self.formats[format.name] = format
         names = tuple(adapter.name() for adapter in classes)
-        loaded = Verdict.yes("loaded", "the contract in paddock.spi")
-        self.plugins.append(
-            Plugin(distribution, version, entry_point, loaded, names, tuple(format.name for format in formats), sources)
-        )
+        brings = tuple(format.name for format in formats)
+        self.plugins.append(replace(plugin, verdict=_LOADED, adapters=names, formats=brings))
 
     def _observes(self, module: Any) -> bool:
         return any(hook.name == "paddock_observe" for hook in self._manager.get_hookcallers(module) or ())
@@ -373,24 +385,7 @@ def _probe_device(adapter: type[Adapter]) -> Devices:
         # As it will come back from the store: what is no JSON data, or not of the declared types, ends here.
         return _devices().validate_python(_devices().dump_python(found, mode="json", warnings=False))
     except (TypeError, ValueError) as error:
-        raise BuildFailed(f"probe_device() returned no Devices: {_said(error)}") from error
-
-
-def _said(error: BaseException) -> str:
-    """An error on one line, for tables."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _sources(module: Any) -> str:
-    """A digest (8 hex digits) of a plugin's own Python files: what is kept must not outlive an edit."""
-    place = getattr(module, "__file__", None)
-    return source_digest(Path(place).parent)[:8] if place else "0"
-
-
-def _distribution(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    # What an interrupted uninstall leaves has entry points, and neither a name nor a version.
-    name, version = (point.dist.name, point.dist.version) if point.dist is not None else (None, None)
-    return name or "(unknown)", version or "0"
+        raise BuildFailed(f"probe_device() returned no Devices: {said(error)}") from error
 
 
 def _flat(answers: Any) -> list[Any]:

@@ -7,7 +7,6 @@ the next ones. The winner is confirmed against the runner-up and the plain defau
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from paddock.child import Children
 from paddock.contenders import LAST_RESORT, NO_BUDGET, Candidate, Objective, candidates, turned
 from paddock.contest import OPEN_SECONDS, Contest, Contestant
 from paddock.errors import NotAvailable
-from paddock.machine import cores
+from paddock.machine import busy_cores, cores
 from paddock.mixing import Mixed, mix
 from paddock.plan import Precision
 from paddock.planning.contests import chosen, leader, ratio, survivors
@@ -46,8 +45,10 @@ FINAL, FINALS = 15, 3
 """Rounds between the winner, the runner-up and the plain default; and how often, while the noise hides who is best."""
 NEAR = 1.03
 """Who cannot be told apart from the best, and is no slower than this, is as good."""
-BUSY = 0.5
-"""Of the cores: from this load on the reason says that others were computing as well."""
+LISTEN = 0.25
+"""Seconds before and after, in which nothing of this runs: whoever keeps cores busy then are others."""
+BUSY = 0.25
+"""Of the cores: from here on the reason says that others were computing as well."""
 PATIENCE = 60.0
 """Seconds that a candidate may take to be deployed at the end of the time, where others stand already: quantising and
 the search for nodes that have to stay in fp32 can take many minutes."""
@@ -85,7 +86,7 @@ class Tuned:
     tried: tuple[Tried, ...]
     seconds: float
     load: float = 0.0
-    """How many threads of others wanted to run, on average over the minute before."""
+    """How many cores others kept busy just before or just after, whichever was more."""
     mixed: Mixed | None = None
     """What came of mixed placement, where it was asked for."""
 
@@ -260,7 +261,7 @@ def tune(
         ModelError: The model cannot be read.
         NotAvailable: No candidate could be deployed; lists why.
     """
-    begun, load = time.monotonic(), os.getloadavg()[0]
+    begun, load = time.monotonic(), busy_cores(LISTEN)
     tell = progress or (lambda message: None)
     registry = registry if registry is not None else Registry.discover()
     with Children() as children:
@@ -281,7 +282,8 @@ def tune(
         if not finalists:
             raise _none(race)  # each of them failed while it was measured
         found = _result(race, finalists, time.monotonic() - begun)
-    busy = f"; the host was busy (load {load:.1f} on {cores()} cores), which favours few threads"
+    load = max(load, busy_cores(LISTEN))
+    busy = f"; others kept {load:.1f} of {cores()} cores busy, which favours few threads"
     reason = found.reason + (busy if load > BUSY * cores() else "")
     return replace(found, load=round(load, 2), reason=reason, mixed=together)
 

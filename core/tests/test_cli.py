@@ -30,7 +30,7 @@ def arr(data: Any, dtype: str) -> np.ndarray[Any, Any]:
 
 
 PADDOCK = [sys.executable, "-m", "paddock.cli"]
-OURS = {"PADDOCK_PLUGINS": "paddock-reference,paddock-onnxruntime"}
+OURS = {"PADDOCK_ALLOW": "paddock-reference,paddock-onnxruntime"}
 ORT: Mapping[str, Any] = {"hardware": "cpu", "backend": "onnxruntime"}
 
 
@@ -233,11 +233,27 @@ def test_golden_from_writing_to_a_host_without_a_reference(folder: Path, tmp_pat
     stored, config = tmp_path / "g.npz", tmp_path / "c.json"
     paddock("verify", "--model", folder / "relu.onnx", "--config", folder / "ort.json", "--write-golden", stored)
     config.write_text(json.dumps({**ORT, "accuracy": {"verify": "golden", "golden": "g.npz"}}))
-    only = {"PADDOCK_PLUGINS": "paddock-onnxruntime"}
+    only = {"PADDOCK_ALLOW": "paddock-onnxruntime"}
     done = paddock("verify", "--model", folder / "relu.onnx", "--config", config, "--json", env=only)
     assert done.data["report"]["reference"] == "golden (cpu/reference)"
     assert done.data["report"]["outcome"] == "passed"
     failed(2, "UsageError", "verify", "--model", folder / "relu.onnx", "--config", config, "--write-golden", stored)
+
+
+def test_which_plugins_are_loaded_and_which_may() -> None:
+    listed = {each["distribution"]: each for each in paddock("plugins", "--json").data["plugins"]}
+    assert (
+        listed["paddock-reference"]["verdict"]["answer"] == listed["paddock-onnxruntime"]["verdict"]["answer"] == "yes"
+    )
+    digest, where = listed["paddock-reference"]["digest"], listed["paddock-reference"]["origin"]
+    assert Path(where).is_file()
+    shown = paddock("--allow", f"paddock-reference@{digest[:16]}", "plugins", env={"COLUMNS": "300"}).out
+    row = next(line for line in shown.splitlines() if "paddock-reference" in line)
+    assert digest[:16] in row and where in row and "cpu/reference" in row
+    assert "not among PADDOCK_ALLOW" in next(line for line in shown.splitlines() if "paddock-onnxruntime" in line)
+    other = paddock("--allow", "paddock-reference@00000000", "adapters", "--json").data
+    assert other["adapters"] == []
+    failed(2, "UsageError", "--allow", "no such", "plugins")
 
 
 # Each exit code, provoked
@@ -476,7 +492,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: paddock-noisy\nVersion: 1.0\n")
     (facts / "entry_points.txt").write_text("[paddock]\nnoisy = noisy_plugin\n")
-    return {"PYTHONPATH": on_path(place), "PADDOCK_PLUGINS": "paddock-noisy,paddock-reference"}
+    return {"PYTHONPATH": on_path(place), "PADDOCK_ALLOW": "paddock-noisy,paddock-reference"}
 
 
 NOISY_CONFIG = json.dumps({"hardware": "cpu", "backend": "noisy"})

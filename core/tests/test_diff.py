@@ -509,7 +509,7 @@ def paddock(folder: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "paddock.cli", "diff", *map(str, arguments)], capture_output=True, text=True,
         check=False, timeout=100,
-        env={**os.environ, "PADDOCK_PLUGINS": "paddock-reference,paddock-onnxruntime", "COLUMNS": "160"},
+        env={**os.environ, "PADDOCK_ALLOW": "paddock-reference,paddock-onnxruntime", "COLUMNS": "160"},
     )  # fmt: skip
     assert "Traceback" not in done.stderr + done.stdout, done.stderr
     return done

@@ -197,7 +197,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host with these adapters and nothing else; a model of five early nodes and seven late ones."""
     twins.install(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setenv("PADDOCK_PLUGINS", "twins,paddock-reference")
+    monkeypatch.setenv("PADDOCK_ALLOW", "twins,paddock-reference")
     names = ["early"] * 5 + ["late"] * 7
     nodes = [(f"{name}{n} {('Neg', 'Abs')[n % 2]}", f"v{n}", f"v{n + 1}") for n, name in enumerate(names)]
     return save(tmp_path / "m.onnx", nodes, ["v12"])

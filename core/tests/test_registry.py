@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -14,7 +15,7 @@ from paddock import registry as registry_module
 from paddock.cache import Store
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig
-from paddock.errors import ConfigError, NotAvailable, PaddockError
+from paddock.errors import ConfigError, NotAvailable, PaddockError, UsageError
 from paddock.registry import Plugin, Registry
 from paddock.spi import SPI_VERSION, Event
 
@@ -71,16 +72,16 @@ class Shop:
         source = f"{HEAD}{before}\nclass A(Base):\n    backend = {backend!r}\n{indented}{ADAPTERS}"
         return self.distribution(name, source, point)
 
-    def discover(self, only: Sequence[str] | None = None) -> Registry:
+    def discover(self, only: Sequence[str] | None = None, fresh: bool = False) -> Registry:
         found = importlib.metadata.distributions(path=[str(self.folder)])
         points = [point for distribution in found for point in distribution.entry_points]
-        return Registry.discover(self.store, points, only)
+        return Registry.discover(self.store, points, only, fresh)
 
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv("PADDOCK_PLUGINS", raising=False)
+    monkeypatch.delenv("PADDOCK_ALLOW", raising=False)
     return Shop(tmp_path)
 
 
@@ -283,16 +284,73 @@ def test_paddock_plugins_restricts_what_is_imported(
     shop.adapter("plugin-one", "one")
     mark = tmp_path / "imported"
     shop.adapter("plugin-two", "two", before=f"Path({str(mark)!r}).touch()")
-    monkeypatch.setenv("PADDOCK_PLUGINS", allowed)
+    monkeypatch.setenv("PADDOCK_ALLOW", allowed)
     registry = shop.discover()
     assert registry.names() == ["cpu/one"]
     assert not mark.exists()
-    assert plugin(registry, "plugin-two").verdict.reason == "not among PADDOCK_PLUGINS"
-    monkeypatch.setenv("PADDOCK_PLUGINS", "")
+    assert plugin(registry, "plugin-two").verdict.reason == "not among PADDOCK_ALLOW"
+    monkeypatch.setenv("PADDOCK_ALLOW", "")
     assert shop.discover().names() == []
-    monkeypatch.delenv("PADDOCK_PLUGINS")
+    monkeypatch.delenv("PADDOCK_ALLOW")
     assert shop.discover().names() == ["cpu/one", "cpu/two"]
     assert mark.exists()
+
+
+def test_paddock_allow_by_digest(shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mark = tmp_path / "imported"
+    shop.adapter("plugin-one", "one", before=f"Path({str(mark)!r}).touch()")
+    monkeypatch.setenv("PADDOCK_ALLOW", "plugin-one@" + "0" * 12)
+    found = plugin(shop.discover(), "plugin-one")
+    assert "PADDOCK_ALLOW has 000000000000" in found.verdict.reason and found.digest[:12] in found.verdict.reason
+    assert not mark.exists()
+    for length in (8, 64):
+        monkeypatch.setenv("PADDOCK_ALLOW", f"plugin-one@{found.digest[:length]}")
+        assert shop.discover().names() == ["cpu/one"]
+    Path(found.origin).write_text(Path(found.origin).read_text() + "\n")
+    assert not plugin(shop.discover(), "plugin-one").verdict.usable
+
+
+@pytest.mark.parametrize("entry", ["one@", "one@12345", "one@XYZXYZXYZ", "one two", "one==1.0", "@" + "0" * 8, "-one"])
+def test_what_is_allowed_has_to_be_a_distribution(shop: Shop, monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
+    monkeypatch.setenv("PADDOCK_ALLOW", f"good,{entry}")
+    with pytest.raises(UsageError) as caught:
+        shop.discover()
+    assert repr(entry) in caught.value.problem and caught.value.where == "PADDOCK_ALLOW"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import os\nos.abort()", "crashed with SIGABRT"),
+        ("import os\nos._exit(3)", "ended with status 3"),
+        ("import time\ntime.sleep(60)", "did not answer within 3 s"),
+    ],
+)
+def test_a_plugin_that_ends_who_imports_it_is_a_verdict_that_is_kept(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
+) -> None:
+    monkeypatch.setattr("paddock.admission.SECONDS", 3.0)
+    shop.distribution("bad-plugin", source)
+    shop.adapter("good-plugin", "good")
+    registry = shop.discover()
+    assert registry.names() == ["cpu/good"]
+    first = plugin(registry, "bad-plugin").verdict
+    assert not first.usable and reason in first.reason
+    with monkeypatch.context() as context:
+        context.setattr("paddock.admission.Children", lambda: contextlib.nullcontext())
+        assert plugin(shop.discover(), "bad-plugin").verdict == first
+    with monkeypatch.context() as context:
+        context.setattr("paddock.child.Child.call", lambda *a, **k: "asked again")
+        assert "asked again" in plugin(shop.discover(fresh=True), "bad-plugin").verdict.reason
+
+
+def test_what_only_lacks_something_is_tried_again(shop: Shop) -> None:
+    lacking = f"shop_lacking_{next(NUMBERS)}"
+    shop.adapter("needy", "needy", before=f"import {lacking}")
+    assert lacking in plugin(shop.discover(), "needy").verdict.reason
+    (shop.folder / f"{lacking}.py").write_text("")
+    importlib.invalidate_caches()
+    assert shop.discover().names() == ["cpu/needy"]
 
 
 ABSENT = (

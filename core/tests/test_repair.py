@@ -353,7 +353,7 @@ def command(shop: Path, *arguments: Any, code: int = 0) -> subprocess.CompletedP
     done = subprocess.run(
         [sys.executable, "-m", "paddock.cli", "bisect", *map(str, arguments)], capture_output=True, text=True,
         timeout=100, check=False, cwd=shop,
-        env={**os.environ, "PYTHONPATH": path, "PADDOCK_PLUGINS": "paddock-odd,paddock-onnxruntime,paddock-reference"},
+        env={**os.environ, "PYTHONPATH": path, "PADDOCK_ALLOW": "paddock-odd,paddock-onnxruntime,paddock-reference"},
     )  # fmt: skip
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     return done

@@ -266,7 +266,7 @@ def moody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (facts / "entry_points.txt").write_text("[paddock]\nmoody = moody_plugin\n")
     (place / "moody_plugin.py").write_text(_PLUGIN)
     monkeypatch.syspath_prepend(str(place))
-    monkeypatch.setenv("PADDOCK_PLUGINS", "paddock-moody,paddock-reference")
+    monkeypatch.setenv("PADDOCK_ALLOW", "paddock-moody,paddock-reference")
     return "cpu/moody"
 
 

@@ -461,7 +461,7 @@ def test_auto_is_settled_once_and_remembered(tmp_path: Path, monkeypatch: pytest
     """Three real adapters on a model of one operator."""
     monkeypatch.undo()
     monkeypatch.setenv("PADDOCK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PADDOCK_PLUGINS", "paddock-onnxruntime,paddock-openvino,paddock-reference")
+    monkeypatch.setenv("PADDOCK_ALLOW", "paddock-onnxruntime,paddock-openvino,paddock-reference")
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
     model = tmp_path / "m.onnx"
