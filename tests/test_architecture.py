@@ -23,7 +23,7 @@ ORDER = [
     "onnx_wire", "onnx_tensors", "onnx_store", "onnx_extract", "onnx_ports", "onnx_cast", "onnx_ranges", "onnx_shapes",
     "onnx_dtypes", "onnx_cast_check",
     "onnx_format", "builtin", "child", "cache_locks", "cache_entries", "cache_pruning",
-    "cache", "admission", "contract", "devices", "wellknown", "registry",
+    "cache", "admission", "contract", "new_plugin", "devices", "wellknown", "registry",
     "planning.corners", "planning.shapes", "planning.cost", "planning.partition", "planning.verifier",
     "planning.operators", "planning.contests", "planning.mixing",
     "planning.bisection", "planning.fewest", "planning.precision",

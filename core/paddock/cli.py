@@ -1,5 +1,5 @@
 """The command line: `paddock adapters | doctor | schema | plan | run | verify | bisect | cast | quantize` here, and
-`plugins | bench | tune | diff | export | cache` beside it.
+`plugins | new-plugin | bench | tune | diff | export | cache` beside it.
 
 Whatever a backend prints goes to stderr, so that stdout holds the answer alone; with `--json` that is one JSON
 document, errors included. Exit codes come from the exceptions, in one table.
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(cache_cli.app, name="cache")
 app.command()(plugins_cli.plugins)
+app.command()(plugins_cli.new_plugin)
 app.command()(bench_cli.bench)
 app.command()(tune_cli.tune)
 app.command()(bundle_cli.export)

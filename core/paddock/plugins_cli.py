@@ -1,8 +1,9 @@
-"""`paddock plugins`: what is loaded into this process, from where, and what is not, with the reason."""
+"""`paddock plugins | new-plugin`: what is loaded into this process, from where, or why not; and one to begin with."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,3 +43,29 @@ def plugins(
     ]
     columns = ("plugin", "loaded", "digest", "from", "brings, or why it is not loaded")
     terminal.out.print(table(columns, rows))
+
+
+def new_plugin(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The backend's name; the distribution is paddock-NAME.", metavar="NAME")],
+    hardware: Annotated[str, typer.Option("--hardware", help="What it runs on, as a config names it: npu, gpu.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The folder to make; paddock-NAME by default.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Writes a whole plugin that runs on NumPy and passes conformance: replace its device, and it is yours."""
+    from paddock.new_plugin import write_plugin
+
+    terminal: Terminal = context.obj
+    folder = output if output is not None else Path(f"paddock-{name}")
+    files = write_plugin(name, hardware, folder)
+    steps = [f"pip install -e {folder}[quantization]", f"paddock conformance {hardware}/{name}"]
+    if json:
+        terminal.document({"files": [str(path) for path in files], "next": steps})
+        return
+    for path in files:
+        terminal.out.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    terminal.out.print(
+        "next:", *(f"  {step}" for step in steps), sep="\n", soft_wrap=True, highlight=False, markup=False
+    )

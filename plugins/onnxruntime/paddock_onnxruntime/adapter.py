@@ -19,8 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from paddock.defects import load as load_defects
-from paddock.defects import remedies
 from paddock.errors import BuildFailed, NotAvailable, StrictnessError, Unsupported
 from paddock.graph import Value
 from paddock.model import Model
@@ -117,8 +115,10 @@ class CpuOnnxRuntime(Adapter):
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
         """The forms of operators that onnxruntime computes wrongly, from defects.json."""
+        from paddock.defects import load, remedies  # not needed to serve what is kept
+
         versions = self.probe().versions
-        return remedies(load_defects("paddock_onnxruntime"), model.graph, versions, self.config.precision)
+        return remedies(load("paddock_onnxruntime"), model.graph, versions, self.config.precision)
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
         """Refers to the model's files. Where a verdict is provisional, a session is tried.

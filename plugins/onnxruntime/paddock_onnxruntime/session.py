@@ -42,7 +42,7 @@ _OTHER_SHAPE = re.compile(
 class OnnxRuntimeOptions(BaseModel):
     """The options of `cpu/onnxruntime`. Each is a setting of onnxruntime's session and is read back from it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     graph_optimization: Literal["off", "basic", "extended", "all"] = "all"
     """How far onnxruntime rewrites the graph before it runs it."""

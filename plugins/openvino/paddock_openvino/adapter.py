@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from paddock.defects import load as load_defects
-from paddock.defects import remedies
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, StrictnessError, Unsupported
 from paddock.graph import Graph
 from paddock.model import Model
@@ -70,7 +68,7 @@ _DYNAMIC_QUANTIZATION = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 class CpuOptions(BaseModel):
     """The options of `cpu/openvino`. Each is a property of the compiled model and is read back from it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     streams: PositiveInt | None = None
     """How many requests are computed at once, each on its share of the threads: at most, and by default, the
@@ -183,8 +181,10 @@ class OpenVinoAdapter(Adapter):
 
         Most lie in its ONNX frontend, which all devices share.
         """
+        from paddock.defects import load, remedies  # not needed to serve what is kept
+
         versions = self.probe().versions
-        return remedies(load_defects("paddock_openvino"), model.graph, versions, self.config.precision)
+        return remedies(load("paddock_openvino"), model.graph, versions, self.config.precision)
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
         """Compiles and exports the model, if OpenVINO has confirmed every node it was asked about.

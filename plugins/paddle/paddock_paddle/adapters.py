@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from paddock.errors import BuildFailed, NotAvailable, PaddockError, StrictnessError
 from paddock.model import Model
@@ -38,8 +38,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from paddock_paddle import defects, footprint, sdk
 from paddock_paddle.format import open_program
-from paddock_paddle.kernels import Selector
 from paddock_paddle.predictor import PaddleSession, create
+
+if TYPE_CHECKING:
+    from paddock_paddle.kernels import Selector
 
 _METADATA = "package metadata"
 
@@ -89,6 +91,8 @@ class PaddleAdapter(Adapter):
 
     def selector(self, model: Model) -> Selector:
         """Who judges the nodes."""
+        from paddock_paddle.kernels import Selector  # not needed to serve what is kept
+
         return Selector(model.graph)
 
     def means(self, precision: Precision) -> Means:
@@ -176,7 +180,7 @@ class PaddleAdapter(Adapter):
 class PlainOptions(BaseModel):
     """The options of `cpu/paddle`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     optimize: bool = True
     """Whether Paddle's passes may fuse and fold operations. Off is the plainest path, which the reference takes; the
@@ -220,7 +224,7 @@ class CpuPaddle(PaddleAdapter):
 class MkldnnOptions(BaseModel):
     """The options of `cpu/mkldnn`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     workarounds: bool = True
     """Mend what Paddle is known to get wrong with oneDNN (the plan lists it); it cost one decoder 8 % of its speed and
@@ -277,6 +281,8 @@ class CpuMkldnn(PaddleAdapter):
 
     def selector(self, model: Model) -> Selector:
         """oneDNN's kernels first, then Paddle's own."""
+        from paddock_paddle.kernels import Selector
+
         return Selector(
             model.graph,
             backend="ONEDNN",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from paddock.defects import Defect, load
-from paddock.defects import remedies as found_in
 from paddock.graph import Graph
 from paddock.plan import Precision, Remedy
+
+if TYPE_CHECKING:
+    from paddock.defects import Defect
 
 
 def entries() -> tuple[Defect, ...]:
     """The entries, read once in a process."""
+    from paddock.defects import load  # not needed to serve what is kept
+
     return load("paddock_paddle")
 
 
@@ -26,6 +30,8 @@ def installed() -> str:
 
 def remedies(graph: Graph, precision: Precision, workarounds: bool) -> tuple[Remedy, ...]:
     """What is done about a model; without `workarounds` no pass is deleted, and the plan says so."""
+    from paddock.defects import remedies as found_in
+
     return found_in(entries(), graph, {"paddlepaddle": installed()}, precision, workarounds)
 
 

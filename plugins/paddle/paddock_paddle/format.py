@@ -1,6 +1,7 @@
 """The format "paddle": a PIR inference program of Paddle 3, `NAME.json` with `NAME.pdiparams` beside it.
 
-Reading needs no Paddle (see `pir`); only conversion to ONNX does.
+Reading needs no Paddle (see `pir`); only conversion to ONNX does. A plugin is imported at each start, so what reads
+programs is not imported before one is read: whoever serves what is kept reads none.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from paddock.errors import ModelError, did_you_mean
 from paddock.graph import Graph
@@ -16,9 +17,10 @@ from paddock.model import Files, Model
 from paddock.plan import Segment
 from paddock.spi import Aliasing, Format
 
-from paddock_paddle import concrete, extraction
-from paddock_paddle.neutral import neutral
-from paddock_paddle.pir import AGAIN, Program, declared, looks_like_program, read_block, read_pair
+from paddock_paddle.sdk import AGAIN
+
+if TYPE_CHECKING:
+    from paddock_paddle.pir import Program
 
 PROGRAM, PARAMS = ".json", ".pdiparams"
 _OLD = ".pdmodel"
@@ -98,6 +100,8 @@ class PaddleFormat(Format):
 
     def read(self, files: Files) -> Graph:
         """The graph, nodes in the program's order; raises `ModelError`, nothing else. Needs no Paddle."""
+        from paddock_paddle.neutral import neutral
+
         path = _program_path(files)
         program = open_program(files)
         try:
@@ -127,15 +131,21 @@ class PaddleFormat(Format):
 
         Raises `ModelError` for broken files, and `NotAvailable` where a value at the border is no tensor.
         """
+        from paddock_paddle import extraction
+
         return extraction.extract(open_program(model.files), model, segment, folder)
 
     def shapes_at(self, model: Model, inputs: Mapping[str, tuple[int, ...]]) -> Mapping[int, tuple[int, ...]]:
         """By Paddle's symbolic shape inference; without Paddle, what the program itself states."""
+        from paddock_paddle import concrete
+
         return concrete.shapes_at(open_program(model.files), model, inputs)
 
 
 def open_program(files: Files) -> Program:
     """The checked program of a model's files; raises `ModelError`."""
+    from paddock_paddle.pir import read_pair
+
     return read_pair(_program_path(files), files.get("params"))
 
 
@@ -156,6 +166,8 @@ def _in_folder(folder: Path) -> Files | None:
         old = [entry for entry in entries if entry.suffix.lower() == _OLD]
         if old:
             raise _old(old[0])
+        from paddock_paddle.pir import looks_like_program
+
         programs = [entry for entry in entries if entry.suffix.lower() == PROGRAM and looks_like_program(entry)]
         if len(lonely) + len(programs) > 1:
             names = [entry.name for entry in (*lonely, *programs)]
@@ -186,6 +198,8 @@ def _pair(program: Path, params: Path) -> Files | None:
     if program.is_file() and params.is_file():
         return {"program": program, "params": params}
     if program.is_file():
+        from paddock_paddle.pir import declared, looks_like_program, read_block
+
         if not looks_like_program(program):
             return None  # some other JSON, such as a config
         if not declared(read_block(program), program):

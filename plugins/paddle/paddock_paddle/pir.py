@@ -24,10 +24,10 @@ from typing import Any
 from paddock.errors import ModelError
 from paddock.graph import BITS
 
+from paddock_paddle.sdk import AGAIN
+
 VERSIONS = frozenset({4})
 """The versions of the `.json` layout that this reader was checked on. Paddle writes the number and never checks it."""
-
-AGAIN = "save the model again with paddle.jit.save, and keep the .json and the .pdiparams of one save together"
 
 _DIALECTS = MappingProxyType({"0": "builtin", "1": "pd_op", "2": "cf", "3": "custom_op", "4": "pd_dist"})
 

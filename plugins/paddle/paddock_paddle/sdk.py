@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 INSTALL = "pip install paddock-paddle[sdk]"
+AGAIN = "save the model again with paddle.jit.save, and keep the .json and the .pdiparams of one save together"
 
 _ENVIRONMENT = {"GLOG_minloglevel": "2"}
 """What Paddle reads while it is imported: no log lines under ERROR (Paddle logs on stderr through glog)."""

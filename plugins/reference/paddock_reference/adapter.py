@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from paddock.defects import load as load_defects
-from paddock.defects import remedies
 from paddock.errors import BuildFailed, ConfigError, RunFailed
 from paddock.graph import Value
 from paddock.model import Files, Model
@@ -116,7 +114,9 @@ class ReferenceAdapter(Adapter):
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
         """The forms of operators that the evaluator computes wrongly, from defects.json."""
-        return remedies(load_defects("paddock_reference"), model.graph, self.probe().versions, self.config.precision)
+        from paddock.defects import load, remedies  # not needed to serve what is kept
+
+        return remedies(load("paddock_reference"), model.graph, self.probe().versions, self.config.precision)
 
     def footprint(self, model: Model, precision: PrecisionPlan) -> Footprint:
         """What was measured of the evaluator, as a bound."""

@@ -11,7 +11,6 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from paddock.defects import load
 from paddock.graph import Dim, Graph, Node, Shape
 from paddock.plan import Verdict
 
@@ -99,6 +98,8 @@ def _inside(node: Node) -> Iterator[tuple[Node, Graph]]:
 
 def _listed() -> set[str]:
     """The operators of defects.json, which is not asked about the nodes in a function."""
+    from paddock.defects import load  # not needed to serve what is kept
+
     return {op for defect in load("paddock_reference") for pattern in defect.patterns for op in pattern.operators}
 
 
