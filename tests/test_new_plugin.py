@@ -74,7 +74,7 @@ def test_it_deploys_as_it_stands(model: Path, registry: Registry, precision: str
     if precision == "int8":
         config["calibration"] = {"samples": str(model.parent / "c")}
     with deploy(model, config, registry=registry) as deployment:
-        assert deployment.report.outcome.value == "passed" and deployment.report.error > 0
+        assert deployment.report.outcome.value == "passed" and deployment.report.error
         assert {node.adapter for node in deployment.plan.placement.nodes} == {"npu/zeta-two"}
         answer = deployment.run({"x": np.ones((2, 3, 8, 8), np.float32)})["y"]
         np.testing.assert_allclose(answer.sum(1), 1, rtol=2e-3)
