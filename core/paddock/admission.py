@@ -100,26 +100,33 @@ def tried(plugins: Sequence[Found], store: Store, fresh: bool = False) -> dict[F
     What this process has imported already is not asked about. An import that only raises is tried again the next time:
     what it lacks may be installed by then.
     """
-    unknown = [plugin for plugin in plugins if plugin.value.partition(":")[0].strip() not in sys.modules]
+    key = [[[each.distribution, each.version, each.value, each.digest] for each in plugins], host_facts()]
+    kept = None if fresh or not plugins else store.get(_KIND, key)
+    known: list[str | None] = kept if isinstance(kept, list) and len(kept) == len(plugins) else [None] * len(plugins)
     found: dict[Found, Verdict] = {}
+    lasting = list(known)
     with Children() as children:
-        for plugin in unknown:
-            key = [plugin.distribution, plugin.version, plugin.value, plugin.digest, host_facts()]
-            kept = None if fresh else store.get(_KIND, key)
-            if isinstance(kept, str):
-                found[plugin] = _verdict(kept, plugin)
+        for place, plugin in enumerate(plugins):
+            if plugin.value.partition(":")[0].strip() in sys.modules:
                 continue
-            problem, lasts = "", True
-            try:
-                problem = children.get("importing plugins").call(_import_here, plugin.value, seconds=SECONDS)
-                lasts = not problem
-            except ChildFailed as error:
-                problem = error.problem
+            problem = known[place]
+            if problem is None:
+                problem, lasts = _tried(plugin, children)
+                lasting[place] = problem if lasts else None
             found[plugin] = _verdict(problem, plugin)
-            if lasts:
-                with suppress(UsageError):  # a cache that cannot be written is no reason to fail
-                    store.put(_KIND, key, problem)
+    if lasting != known:
+        with suppress(UsageError):  # a cache that cannot be written is no reason to fail
+            store.put(_KIND, key, lasting)
     return found
+
+
+def _tried(plugin: Found, children: Children) -> tuple[str, bool]:
+    """What goes wrong when a plugin is imported in a child, "" where nothing does; and whether that is to be kept."""
+    try:
+        problem = children.get("importing plugins").call(_import_here, plugin.value, seconds=SECONDS)
+    except ChildFailed as error:
+        return error.problem, True
+    return problem, not problem
 
 
 def _verdict(problem: str, plugin: Found) -> Verdict:

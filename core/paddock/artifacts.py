@@ -92,7 +92,7 @@ def read(folder: Path, origin: Files) -> Artifact:
         files = {}
         for role, place in told["files"].items():
             files[role] = origin[place["origin"]] if "origin" in place else _inside(folder, place["here"])
-        bounds = _bounds().validate_python(told["bounds"])
+        bounds = _bounds().validate_python(told["bounds"]) if told["bounds"] else {}
         inputs, outputs = tuple(told["inputs"]), tuple(told["outputs"])
         return Artifact(told["adapter"], told["format"], files, inputs, outputs, bounds, told["facts"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:

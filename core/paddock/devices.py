@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from paddock.config import HardwareConfig
 from paddock.errors import ConfigError, NotAvailable
-from paddock.plan import Verdict
+from paddock.plan import Answer, Precision, Verdict
 from paddock.spi import Adapter, Device, Devices
 
 _HOST = "cpu"
 """The hardware whose memory is the host's."""
+
+
+def devices_from(data: Mapping[str, Any]) -> Devices:
+    """What was kept of a probe, as JSON data: it was checked before. Raises what foreign data makes Python raise."""
+    found = tuple(
+        Device(
+            each["index"],
+            each["name"],
+            {Precision(precision): _verdict(told) for precision, told in each["precisions"].items()},
+            each["memory"],
+            each["memory_kind"],
+        )
+        for each in data["devices"]
+    )
+    return Devices(_verdict(data["verdict"]), found, data["facts"])
+
+
+def _verdict(told: Mapping[str, Any]) -> Verdict:
+    return Verdict(Answer(told["answer"]), told["reason"], told["source"])
 
 
 def pick_device(name: str, devices: Devices, config: HardwareConfig) -> Device:

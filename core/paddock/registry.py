@@ -24,7 +24,7 @@ from paddock.cache import Store, current_sources
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig
 from paddock.contract import check_adapter, check_format, parse_options
-from paddock.devices import assumed_device, pick_device
+from paddock.devices import assumed_device, devices_from, pick_device
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, did_you_mean
 from paddock.machine import host_facts, share_of_threads
 from paddock.plan import Verdict
@@ -208,7 +208,7 @@ class Registry:
         key = [name, brought_by, dict(probe.versions), host_facts()]
         known = None if fresh else self.store.get("probes", key)
         if known is not None:
-            return _devices().validate_python(known)
+            return devices_from(known)
         try:
             found = call_in_child(f"probing {name}", _probe_device, registered.adapter, seconds=60)
         except PaddockError as error:

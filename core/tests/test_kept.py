@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,6 @@ from paddock import artifacts, cache, devices, kept, machine, registry
 from paddock.config import HardwareConfig
 from paddock.deployment import Deployment, deploy
 from paddock.errors import AccuracyRefused, BuildFailed, MemoryRefused, PaddockError, StrictnessError
-from paddock.ready import from_json
 from paddock.registry import Registry
 from paddock.spi import Artifact, Device, Probe
 from paddock.verify import Outcome
@@ -263,7 +264,7 @@ def test_what_is_damaged_is_made_anew(
     served(model, with_log(BASE, log), plugins)
     plugins = odd.discover(plugins.store.root, ("reference",))  # one that has not looked at it yet
     folder = entry(plugins, kind)
-    victim = folder / ("ready.json" if kind == "deployments" else "artifact.json")
+    victim = folder / ("ready.pickle" if kind == "deployments" else "artifact.json")
     content = victim.read_bytes()
     if damage == "flip":
         victim.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
@@ -284,11 +285,12 @@ def test_what_is_damaged_is_made_anew(
     assert is_kept(model, with_log(BASE, log), plugins)
 
 
-@pytest.mark.parametrize("told", [{}, [], 1, {"segments": []}, {"segments": [{}]}, {"segments": 3}, None])
+@pytest.mark.parametrize("told", [{}, (1, 2), (None, None), "rubbish", ({}, {}, {})])
 def test_foreign_data_in_a_whole_entry_is_made_anew(
     model: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
-    monkeypatch.setattr(kept, "to_json", lambda ready: told if isinstance(told, dict) else {"x": told})
+    foreign = SimpleNamespace(dumps=lambda data, protocol: pickle.dumps(told))
+    monkeypatch.setattr(kept, "pickle", foreign)
     served(model, BASE, plugins)
     monkeypatch.undo()
     assert served(model, BASE, plugins).report.outcome is Outcome.PASSED
@@ -324,13 +326,13 @@ def test_a_model_that_changes_while_it_is_taken_up(
     model: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served(model, BASE, plugins)
-    real = from_json
+    real = kept._read
 
     def meanwhile(*args: Any) -> Any:
         odd.save(model, NODES, ["y"], ("n", 3), k=floats(7, 7, 7))
         return real(*args)
 
-    monkeypatch.setattr(kept, "from_json", meanwhile)
+    monkeypatch.setattr(kept, "_read", meanwhile)
     with deploy(model, BASE, registry=plugins) as deployment:
         assert deployment.run({"x": floats([9, 9, 9])})["y"][0, 0] == pytest.approx(7, rel=1e-5)
 
