@@ -24,6 +24,7 @@ from paddock.compile import (
 from paddock.config import HardwareConfig
 from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
 from paddock.footprint import Measured, measured_alone
+from paddock.machine import collector_paused
 from paddock.model import Files, check_unchanged
 from paddock.precision_search import found_before, search, searchable
 from paddock.prepare import ConfigSource, ModelSource, Prepared, Progress, prepare
@@ -71,23 +72,24 @@ def deploy(
         AccuracyRefused: disagrees with the reference; its `report` has the numbers.
     """
     config = HardwareConfig.load(config)
-    registry = registry if registry is not None else Registry.discover()
-    with config.named():
-        place = kept.place(model, config, registry) if samples is None else None
+    with collector_paused():
+        registry = registry if registry is not None else Registry.discover()
+        with config.named():
+            place = kept.place(model, config, registry) if samples is None else None
 
-        @contextmanager
-        def planned() -> Iterator[Prepared]:
-            with Children() as own:
-                prepared = prepare(model, config, registry=registry, children=own, progress=progress)
-                try:
-                    yield prepared
-                finally:
-                    prepared.discard()
+            @contextmanager
+            def planned() -> Iterator[Prepared]:
+                with Children() as own:
+                    prepared = prepare(model, config, registry=registry, children=own, progress=progress)
+                    try:
+                        yield prepared
+                    finally:
+                        prepared.discard()
 
-        if place is not None:
-            known = kept.take_up(place, config, registry, progress or (lambda message: None), planned)
-            if known is not None:
-                return known
+            if place is not None:
+                known = kept.take_up(place, config, registry, progress or (lambda message: None), planned)
+                if known is not None:
+                    return known
     with ExitStack() as stack:
         if children is None:
             children = stack.enter_context(Children())

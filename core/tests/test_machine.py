@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import psutil
 import pytest
 from paddock import machine
 from paddock.config import HardwareConfig
+from paddock.machine import collector_paused
 
 
 @pytest.fixture
@@ -64,3 +66,22 @@ def test_host_facts_are_json_data_and_stay() -> None:
     assert facts == machine.host_facts()
     assert {"host", "cpu", "flags", "kernel", "python", "nvidia"} == set(facts)
     assert "glibc" not in str(facts["cpu"])
+
+
+def test_the_collector_rests_until_the_last_block_is_left() -> None:
+    assert gc.isenabled()
+    first, second = collector_paused(), collector_paused()
+    first.__enter__()
+    second.__enter__()
+    assert not gc.isenabled()
+    first.__exit__(None, None, None)  # not in the order of entering, as two threads may
+    assert not gc.isenabled()
+    second.__exit__(None, None, None)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from paddock.machine import collector_paused
+
 INSTALL = "pip install paddock-paddle[sdk]"
 AGAIN = "save the model again with paddle.jit.save, and keep the .json and the .pdiparams of one save together"
 
@@ -34,7 +36,7 @@ def import_quietly(name: str) -> Any:
     Paddle sets OMP_NUM_THREADS to 1 for its process and whatever that starts, though its own threads do not depend on
     it, and an empty CUSTOM_DEVICE_ROOT.
     """
-    with _importing, warnings.catch_warnings():
+    with _importing, collector_paused(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kept = {key: os.environ.get(key) for key in (*_ENVIRONMENT, *_LEFT_BEHIND)}
         os.environ.update({key: value for key, value in _ENVIRONMENT.items() if kept[key] is None})
