@@ -1,5 +1,5 @@
-"""The command line: `paddock adapters | doctor | schema | plan | run | verify | bisect | cast | quantize` here, and
-`plugins | new-plugin | bench | tune | diff | export | cache` beside it.
+"""The command line: `paddock schema | plan | run | verify | bisect | cast | quantize` here, and `adapters |
+doctor | plugins | new-plugin | bench | tune | diff | export | cache` beside it.
 
 Whatever a backend prints goes to stderr, so that stdout holds the answer alone; with `--json` that is one JSON
 document, errors included. Exit codes come from the exceptions, in one table.
@@ -11,14 +11,13 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from paddock import __version__, bench_cli, bundle_cli, cache_cli, diff_cli, plugins_cli, tune_cli
+from paddock import bench_cli, bundle_cli, cache_cli, diff_cli, plugins_cli, tune_cli
 from paddock.errors import PaddockError, UsageError
 from paddock.terminal import INTERNAL, Terminal, error_json, exit_code
 
@@ -35,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cache_cli.app, name="cache")
+app.command()(plugins_cli.adapters)
+app.command()(plugins_cli.doctor)
 app.command()(plugins_cli.plugins)
 app.command()(plugins_cli.new_plugin)
 app.command()(bench_cli.bench)
@@ -62,75 +63,6 @@ def settings(
     """Deploys PaddlePaddle and ONNX models on the hardware that a JSON file names, checked against the reference."""
     if allow is not None:
         os.environ["PADDOCK_ALLOW"] = allow  # children are to keep to it as well
-
-
-@app.command()
-def adapters(
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask the devices anew instead of taking kept answers.")
-    ] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Lists the adapters, what they compute in here, and what is missing."""
-    from paddock import show
-    from paddock.registry import Registry
-
-    registry = Registry.discover()
-    survey = registry.survey(fresh)
-    if json:
-        _terminal.document(
-            {
-                "adapters": [
-                    show.adapter_json(registered, probe, devices) for registered, probe, devices in survey.values()
-                ],
-                "plugins": [asdict(plugin) for plugin in registry.plugins],
-            }
-        )
-    else:
-        show.show_adapters(_terminal.out, survey, registry.plugins)
-
-
-@app.command()
-def doctor(json: JsonFlag = False) -> None:
-    """Says what is installed, what each missing piece needs, and what this host is."""
-    from paddock import machine, show
-    from paddock.cache import cache_root
-    from paddock.planning.memory import readable
-    from paddock.planning.offset_search import library
-    from paddock.registry import Registry
-    from paddock.wellknown import missing_here, well_known
-
-    registry = Registry.discover()
-    survey = registry.survey()
-    name, flags = machine.cpu()
-    host = {
-        "paddock": __version__,
-        "python": sys.version.split()[0],
-        "cpu": name,
-        "cpu flags": " ".join(flags) or "none of those that matter",
-        "cores": machine.cores(),
-        "memory available": readable(machine.memory_available()),
-        "memory layouts": "searched" if library() is not None else "greedy: no C++ compiler built the search",
-        "cache": str(cache_root()),
-    }
-    absent = {
-        name: {"plugin": facts["distribution"], "host lacks": list(missing_here(facts))}
-        for name, facts in well_known().items()
-        if name not in registry.adapters
-    }
-    if json:
-        found = [show.adapter_json(registered, probe, devices) for registered, probe, devices in survey.values()]
-        _terminal.document({"host": host, "adapters": found, "not installed": absent})
-        return
-    show.show_facts(_terminal.out, host)
-    _terminal.out.print()
-    show.show_adapters(_terminal.out, survey, registry.plugins)
-    _terminal.out.print()
-    rows = [
-        (name, f"pip install {facts['plugin']}", " and ".join(facts["host lacks"]) or "nothing else")
-        for name, facts in absent.items()
-    ]
-    _terminal.out.print(show.table(("not installed", "brought by", "this host also lacks"), rows))
 
 
 @app.command()
