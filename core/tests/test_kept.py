@@ -18,6 +18,7 @@ from paddock import artifacts, cache, devices, kept, machine, registry
 from paddock.config import HardwareConfig
 from paddock.deployment import Deployment, deploy
 from paddock.errors import AccuracyRefused, BuildFailed, MemoryRefused, PaddockError, StrictnessError
+from paddock.model import fingerprint
 from paddock.registry import Registry
 from paddock.spi import Artifact, Device, Probe
 from paddock.verify import Outcome
@@ -335,6 +336,7 @@ def test_a_model_that_changes_while_it_is_taken_up(
     monkeypatch.setattr(kept, "_read", meanwhile)
     with deploy(model, BASE, registry=plugins) as deployment:
         assert deployment.run({"x": floats([9, 9, 9])})["y"][0, 0] == pytest.approx(7, rel=1e-5)
+        assert deployment.model.fingerprint == fingerprint("onnx", deployment.model.files)
 
 
 def test_what_needs_a_plan_is_planned_anew(model: Path, plugins: Registry) -> None:
