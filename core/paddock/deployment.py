@@ -22,7 +22,7 @@ from paddock.compile import (
     remember_tried,
 )
 from paddock.config import HardwareConfig
-from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
+from paddock.errors import AccuracyRefused, BuildFailed, ConfigError, NotAvailable, PaddockError, RunFailed
 from paddock.footprint import Measured, measured_alone
 from paddock.model import Files, check_unchanged
 from paddock.precision_search import found_before, search, searchable
@@ -34,6 +34,7 @@ from paddock.samples import Sample
 from paddock.sampling import Samples
 from paddock.serving import Deployment, Origin
 from paddock.spi import Artifact, Event
+from paddock.standin import beside, stand_in
 from paddock.trials import REPLANS, replanned, try_out
 from paddock.verify import Outcome, judge
 
@@ -72,6 +73,43 @@ def deploy(
     """
     config = HardwareConfig.load(config)
     registry = registry if registry is not None else Registry.discover()
+    if config.rescue is None:
+        return _deployed(model, config, registry, children, progress, samples)
+    with config.named():
+        other = _rescuer(config, registry)
+    rescuer = _deployed(model, other, registry, children, progress, samples)
+    try:
+        with config.named():
+            left = beside(config, rescuer, registry, "rescue")
+        made = _deployed(model, left, registry, children, progress, samples)
+    except BaseException:
+        rescuer.close()
+        raise
+    made.rescued_by(rescuer)
+    return made
+
+
+def _rescuer(config: HardwareConfig, registry: Registry) -> HardwareConfig:
+    """The config of who answers what isolated sessions lose; raises where that cannot be."""
+    found = stand_in(config, "rescue", registry)
+    asked = (config.adapter, *config.candidates)
+    if found.adapter in map(registry.canonical, asked):
+        raise ConfigError(
+            f"{found.adapter} is what the config asks to isolate: in this process, what ended it there would end this "
+            "process too", where="$.rescue", remedy="name another adapter",
+        )  # fmt: skip
+    return found
+
+
+def _deployed(
+    model: ModelSource,
+    config: HardwareConfig,
+    registry: Registry,
+    children: Children | None,
+    progress: Progress | None,
+    samples: Sequence[Mapping[str, Any]] | None,
+) -> Deployment:
+    """`deploy`, but for who rescues it: as it was kept, or planned and carried out."""
     with config.named():
         place = kept.place(model, config, registry) if samples is None else None
 
