@@ -8,6 +8,7 @@ processes are killed while requests run: how long until one that was inside is t
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import statistics
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=15)
     parser.add_argument("--adapter", action="append", help="for the second table; by default those of the overhead")
     arguments = parser.parse_args()
+    logging.getLogger("paddock.isolation").setLevel(logging.CRITICAL)  # every loss is meant
     print(f"load {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores")
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as scratch:
         identities = save_identities(Path(scratch))

@@ -104,7 +104,8 @@ def _warded(segment: BuiltSegment, guard: Guard) -> Callable[[], Session]:
     spares = Spares(partial(_prepare, segment.resolved))
     timeout = segment.resolved.config.config.timeout
     seconds = TIMEOUT if timeout is None else timeout
-    return lambda: Ward(segment.name, partial(_load_there, segment), guard, spares, seconds)
+    load = partial(_load_there, segment)
+    return lambda: building(f"{segment.name}: loading", lambda: Ward(segment.name, load, guard, spares, seconds))
 
 
 def _load_there(segment: BuiltSegment) -> Session:

@@ -77,12 +77,12 @@ class SegmentMemory:
     instances: int = 1
     shares_weights: bool = False
     """Whether all instances live on one copy of the weights."""
-    isolated: bool = False
-    """Whether each instance has a process of its own: then its inputs and outputs also lie in memory shared with it."""
     footprint: Footprint | None = None
     """None where the adapter does not tell: then nothing bounds it from above until it was measured."""
     layout: tuple[PlannedBuffer, ...] = ()
     """The intermediates' best layout: what a backend that plans its own cannot undercut by much."""
+    isolated: bool = False
+    """Whether each instance has a process of its own: then its inputs and outputs also lie in memory shared with it."""
 
     @property
     def copies(self) -> int:

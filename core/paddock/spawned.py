@@ -133,7 +133,9 @@ def connected() -> socket.socket:
     fcntl.fcntl(held, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(held, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(held, fcntl.F_SETFL, fcntl.fcntl(held, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([held], [], [], 0)[0]:  # it was let go before the kernel knew
+    poll = select.poll()
+    poll.register(held, 0)
+    if poll.poll(0):  # it was let go before the kernel knew
         os._exit(1)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     return socket.socket(fileno=int(sys.argv[2]))

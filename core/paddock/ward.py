@@ -242,10 +242,14 @@ class _Keeper:
     def _work(self) -> None:
         self._guard.own.add(threading.get_ident())
         try:
-            self._serve()
+            try:
+                self._serve()
+            except Exception as error:  # nobody foresaw it: whoever waits must not do so for ever
+                failed = BuildFailed(f"{self._name}: internal error: {error!r}", remedy="please report this")
+                self._stay_down(failed, told=True)
             with self._changed:
                 self._changed.notify_all()
-            select.select([self._wake], [], [])  # whoever wrote there, nobody will any more
+            _waited(self._wake)  # whoever wrote there, nobody will any more
         finally:
             self._guard.own.discard(threading.get_ident())
             self._free()
@@ -291,11 +295,13 @@ class _Keeper:
     def _started(self) -> Line:
         """A process that has loaded the session; raises why there is none."""
         try:
-            process = self._spares.take()
+            self._starting = process = self._spares.take()
+            line = Line(process, self._shared, self._seconds)
         except OSError as error:
+            if self._starting is not None:
+                self._starting.end(kill=True)
+                self._starting = None
             raise ChildFailed(f"the process could not be started: {error}", where=self._name) from error
-        self._starting = process
-        line = Line(process, self._shared, self._seconds)
         try:
             if self._ended:
                 raise Gone("it is closed")
@@ -319,10 +325,7 @@ class _Keeper:
 
     def _watch(self, line: Line) -> None:
         """Returns when the process has ended, or is to."""
-        poll = select.poll()
-        poll.register(line.pidfd, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
-        while not poll.poll(_TRIM * 1000):
+        while not _waited(line.pidfd, self._wake, seconds=_TRIM):
             line.process.trim()
 
     def _buried(self, line: Line) -> tuple[str, bool]:
@@ -343,3 +346,11 @@ class _Keeper:
             self._changed.notify_all()
         if told and not self._ended:
             self._guard.gave_up(self._name, error.problem)
+
+
+def _waited(*fds: int, seconds: float | None = None) -> bool:
+    """Whether one of them is readable, waited for so long."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))

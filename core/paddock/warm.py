@@ -54,6 +54,10 @@ class WarmDeployment(Deployment):
         """How the processes are that what serves is isolated in."""
         return self._exchange.now.isolation
 
+    def rescued_by(self, other: Deployment) -> None:
+        """Has `other` answer what is lost, for as long as that serves which does now; see `Deployment.rescued_by`."""
+        self._exchange.now.rescued_by(other)
+
     def settle(self, timeout: float) -> WarmStart:
         """Waits until it is decided who serves for good, and the other one is closed; `timeout` seconds at most.
 

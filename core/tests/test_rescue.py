@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 import random
@@ -53,15 +54,15 @@ def children() -> Iterator[Children]:
 
 @pytest.fixture(autouse=True)
 def _nothing_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No temporary file, no file in shared memory, and no process but those of `children`."""
+    """No temporary file, no shared memory, and no process but those of `children`."""
     place = tmp_path / "temporary"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     frail.RESCUED.clear()
     frail.EVENTS.clear()
-    shared = set(os.listdir("/dev/shm"))
     yield
-    assert list(place.iterdir()) == [] and set(os.listdir("/dev/shm")) == shared
+    gc.collect()
+    assert list(place.iterdir()) == [] and "memfd:paddock" not in Path("/proc/self/maps").read_text()
     assert not [child for child in psutil.Process().children() if "attend" in " ".join(child.cmdline())]
 
 
@@ -241,7 +242,7 @@ def test_crashes_under_load_lose_no_request_where_there_is_a_rescue(
         assert not wrong and answered > crashes
         wait_until(lambda: len(processes(deployment)) == 2, "both are back")
         wait_until(lambda: this.num_fds() <= files + 4, "nothing of the lost is held")
-        assert this.num_threads() <= threads + 2
+        assert this.num_threads() <= threads + 4  # those of two hosts that take what is submitted
         ours = [child for child in this.children() if "attend" in " ".join(child.cmdline())]
         assert len(ours) <= 3  # two that serve, and the spare
 
