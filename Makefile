@@ -9,7 +9,7 @@ NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
 DOWNLOAD := 440 MB
 DISK     := 1.6 GB
 
-.PHONY: demo test long lint bench precision memory auto nodes light schema clean
+.PHONY: demo test long lint bench precision memory isolation auto nodes light schema clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -41,6 +41,10 @@ memory: $(READY)
 	$(BIN)/python -m benchmarks.layouts
 	$(BIN)/python -m benchmarks.footprint
 	$(BIN)/python -m benchmarks.growth
+
+# What a process of its own costs a request, and how soon one that is killed is back.
+isolation: $(READY)
+	$(BIN)/python -m benchmarks.isolation
 
 # "auto" on ten models, beside each fixed adapter and an exhaustive search: an hour, on a machine with nothing else to do.
 auto: $(READY)

@@ -51,10 +51,9 @@ def excluded(
 def check_contract(resolved: Resolved, model: Model) -> None:
     """Raises `NotAvailable` for what an adapter declares and this version cannot give it."""
     adapter = resolved.registered.adapter
-    if adapter.process is Process.EXCLUSIVE:
+    if adapter.process is Process.EXCLUSIVE and resolved.config.config.isolation == "none":
         raise NotAvailable(
-            f"{resolved.name} needs a process of its own, which is not available in this version",
-            where="$.hardware/$.backend",
+            f"{resolved.name} needs a process of its own", where="$.isolation", remedy='leave it out, or "process"'
         )
     open_inputs = {
         value.name: describe_shape(model.graph, value)

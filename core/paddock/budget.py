@@ -236,7 +236,8 @@ class Budgeter:
             kind=workshop.resolved.device.memory_kind,
             planned_by="backend" if kind.plans_memory else "none",
             instances=self.config.instances,
-            shares_weights=kind.concurrency.shares_weights,
+            shares_weights=kind.concurrency.shares_weights and not part.workshop.isolated,
+            isolated=part.workshop.isolated,
             footprint=_footprint(part, part.target.with_graph(graph)),
         )
         if made.most is not None and made.most < made.least:

@@ -68,6 +68,11 @@ def export(
             'cannot be "off": a bundle is checked by golden outputs where it is served', where="$.accuracy.verify",
             remedy="leave it out",
         )  # fmt: skip
+    if config.rescue is not None:
+        raise UsageError(
+            "a bundle holds one deployment, not the one that rescues its requests too", where="$.rescue",
+            remedy="leave it out",
+        )  # fmt: skip
     output = Path(os.path.abspath(output))
     _check_new(output)
     registry = registry if registry is not None else Registry.discover()

@@ -1,8 +1,7 @@
 """Calls that may abort, hang or pollute this process, made in a child process instead.
 
-`Child.call(function, *args)` runs a module-level function in a fresh interpreter (never a fork: SDK threads do not
-survive one; never `multiprocessing`'s spawn: it runs the user's script again). Arguments and results are pickled over a
-socket pair. A crash, a hang and a foreign exception each come back as an error that says so.
+`Child.call(function, *args)` runs a module-level function in a fresh interpreter (`paddock.spawned`). Arguments and
+results are pickled over a socket pair. A crash, a hang and a foreign exception each come back as an error that says so.
 """
 
 from __future__ import annotations
@@ -11,13 +10,9 @@ import contextlib
 import os
 import pickle
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar, Token
@@ -26,13 +21,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from paddock.errors import BuildFailed, ChildFailed, PaddockError
+from paddock.spawned import Spawned, connected
+from paddock.wire import pickled, said
 
 T = TypeVar("T")
 
 DEFAULT_SECONDS = 300.0
-_LOG_LINES = 6
-_PATIENCE = 5.0
-"""Seconds that a child has to end by itself once its connection is closed."""
 
 
 class Crew:
@@ -91,9 +85,8 @@ class Child:
         if self._crew is not None:
             self._crew.join(self)
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Spawned | None = None
         self._connection: Connection | None = None
-        self._log: Any = None
 
     def call(self, function: Callable[..., T], *args: Any, seconds: float = DEFAULT_SECONDS) -> T:
         """`function(*args)` in the child.
@@ -162,20 +155,8 @@ class Child:
         self._check(crew)
         own = {} if crew is None else {"TMPDIR": crew.folder}
         try:
-            # Closed by `_stop`, not here: it has to outlive the call, to be read after a crash.
-            self._log = tempfile.TemporaryFile()  # noqa: SIM115
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                # With -P and this process's own path, a file in the current folder hides no module that is seen here.
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", "from paddock.child import serve; serve()", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._log,
-                    stderr=self._log,
-                    pass_fds=(theirs.fileno(),),
-                    env={**os.environ, **own, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
-                )
-                self._connection = Connection(ours.detach())
+            self._process = Spawned("paddock.child", "serve", own)
+            self._connection = Connection(self._process.socket.detach())
         except OSError as error:
             self._stop(kill=True)
             raise ChildFailed(f"the process could not be started: {error}", where=self.label) from error
@@ -195,33 +176,14 @@ class Child:
         if self._connection is not None:
             self._connection.close()
         if self._process is not None:
-            if kill:
-                self._process.kill()
-            try:
-                self._process.wait(timeout=_PATIENCE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        if self._log is not None:
-            self._log.close()
-        self._process = self._connection = self._log = None
+            self._process.end(kill)
+        self._process = self._connection = None
 
     def _post_mortem(self) -> str:
         assert self._process is not None
-        try:
-            code = self._process.wait(timeout=_PATIENCE)
-        except subprocess.TimeoutExpired:
-            code = None
-        self._log.seek(0)
-        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        told = self._process.post_mortem()
         self._stop(kill=True)
-        if code is None:
-            how = "closed its connection"
-        elif code < 0:
-            how = f"crashed with {_signal_name(-code)}"
-        else:
-            how = f"ended with status {code}"
-        return f"the process {how}" + (f"; its last words: {' | '.join(lines[-_LOG_LINES:])}" if lines else "")
+        return told
 
 
 def call_in_child(label: str, function: Callable[..., T], *args: Any, seconds: float = DEFAULT_SECONDS) -> T:
@@ -232,8 +194,7 @@ def call_in_child(label: str, function: Callable[..., T], *args: Any, seconds: f
 
 def serve() -> None:
     """The child's side: answers calls until its connection closes."""
-    connection = Connection(int(sys.argv[1]))
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    connection = Connection(connected().detach())
     with contextlib.suppress(EOFError, KeyboardInterrupt, ConnectionError):
         while True:
             _answer(connection)
@@ -248,39 +209,10 @@ def _answer(connection: Connection) -> None:
         function, args = pickle.loads(message)
         answer: tuple[str, Any] = ("returned", pickle.dumps(function(*args)))
     except PaddockError as error:
-        answer = ("raised", _pickled(error))
+        answer = ("raised", pickled(error))
     except Exception as error:
-        answer = ("foreign", (type(error).__name__, _first_line(error), traceback.format_exc()))
+        answer = ("foreign", (type(error).__name__, said(error), traceback.format_exc()))
     connection.send(answer)
-
-
-def _pickled(error: PaddockError) -> bytes:
-    try:
-        return pickle.dumps(error)
-    except Exception:
-        # It carries something that does not pickle; what it says must arrive all the same.
-        plain = BuildFailed(error.problem, where=error.where, candidates=error.candidates, remedy=error.remedy)
-        return pickle.dumps(plain)
-
-
-def _first_line(error: Exception) -> str:
-    try:
-        return next(iter(str(error).strip().splitlines()), "")
-    except Exception:
-        return "(its message cannot be printed)"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 class Children:

@@ -93,7 +93,7 @@ def every_adapter(model: Path, config: str | None, progress: Callable[[str], Non
     if config is not None:
         loaded = HardwareConfig.load(config)
         base = loaded.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        for key in ("options", "candidates", "fallback", "devices", "warm_start"):
+        for key in ("options", "candidates", "fallback", "devices", "warm_start", "rescue"):
             base.pop(key, None)
     registry = Registry.discover()
     rows = []

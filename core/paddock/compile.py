@@ -49,8 +49,11 @@ def local_plan(part: Part, plan: Plan) -> SegmentPlan:
 
 
 def build(plan: Plan, parts: Sequence[Part]) -> list[Artifact]:
-    """The artifacts of parts that were tried out before (`tried`): kept ones, or else made in this process."""
-    return [_kept(part, local_plan(part, plan), _compile) for part in parts]
+    """The artifacts of parts that were tried out before (`tried`): kept ones, or else made in this process.
+
+    Those whose sessions are isolated are made in their adapters' children.
+    """
+    return [_kept(p, local_plan(p, plan), _compile_in_child if p.workshop.isolated else _compile) for p in parts]
 
 
 def compiled(plan: Plan, parts: Sequence[Part]) -> list[Artifact]:

@@ -40,9 +40,6 @@ AUTO = "auto"
 AUTO_KEYS = ("hardware", "backend", "precision")
 """What may be "auto": `paddock.auto` settles it by measuring."""
 
-RESERVED = ("isolation", "timeout")
-"""Keys that a later version gives a meaning; refused until then rather than ignored."""
-
 DEFAULT_MAX_ERROR: Mapping[Precision, float] = {
     Precision.FP32: 1e-4,
     Precision.FP16: 1e-2,
@@ -271,6 +268,12 @@ class HardwareConfig(_Part):
     threads: Annotated[PositiveInt, Field(le=4096)] | None = None
     warm_start: AdapterName | None = None
     """Who serves, in fp32 and without options, until hardware/backend is built and agrees with it on live requests."""
+    isolation: Literal["none", "process"] | None = None
+    """Whether hardware/backend runs in processes of its own, one for each instance; as it needs, by default."""
+    timeout: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] | None = None
+    """Seconds that one request may take there."""
+    rescue: AdapterName | None = None
+    """Who answers, in this process, in fp32 and without options, while such a process is lost, and what it had."""
     options: Mapping[str, Any] = Field(default_factory=dict)
     """The adapter's own options; `paddock adapters` lists them."""
 
@@ -293,12 +296,16 @@ class HardwareConfig(_Part):
         return self
 
     @model_validator(mode="after")
-    def _startable(self) -> HardwareConfig:
-        if self.warm_start is not None and self.io_dtype is not None:
-            raise PydanticCustomError("warm_start", "warm_start serves in fp32, so it does not go with io_dtype")
-        if self.warm_start is not None and self.batch_size == "max":
-            problem = 'warm_start needs a stated batch_size: how much "max" is differs from adapter to adapter'
-            raise PydanticCustomError("warm_start", problem)
+    def _isolated(self) -> HardwareConfig:
+        for key in ("timeout", "rescue"):
+            if getattr(self, key) is not None and self.isolation != "process":
+                raise PydanticCustomError(key, f'{key} has no effect without "isolation": "process"')
+        for key in ("warm_start", "rescue"):
+            if getattr(self, key) is not None and self.io_dtype is not None:
+                raise PydanticCustomError(key, f"{key} serves in fp32, so it does not go with io_dtype")
+            if getattr(self, key) is not None and self.batch_size == "max":
+                problem = f'{key} needs a stated batch_size: how much "max" is differs from adapter to adapter'
+                raise PydanticCustomError(key, problem)
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -366,11 +373,6 @@ class HardwareConfig(_Part):
         data = loads(text, where)
         if not isinstance(data, dict):
             raise ConfigError(f"a config is a JSON object, not {kind_of(data)}", where=where)
-        for key in RESERVED:
-            if key in data:
-                raise ConfigError(
-                    "is reserved and not available in this version", where=f"{where}: $.{key}", remedy="leave it out"
-                )
         for key in AUTO_KEYS:
             if data.get(key) == AUTO:
                 raise ConfigError(

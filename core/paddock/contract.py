@@ -24,6 +24,11 @@ from paddock.spi import (
 )
 
 
+def is_isolated(adapter: type[Adapter], config: HardwareConfig) -> bool:
+    """Whether its sessions live in processes of their own: asked for, or because the adapter needs it."""
+    return config.isolation == "process" or adapter.process is Process.EXCLUSIVE
+
+
 def check_adapter(adapter: Any) -> None:
     """Raises TypeError where a class does not keep the contract's declarations."""
     if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):

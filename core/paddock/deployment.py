@@ -22,7 +22,7 @@ from paddock.compile import (
     remember_tried,
 )
 from paddock.config import HardwareConfig
-from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
+from paddock.errors import AccuracyRefused, BuildFailed, ConfigError, NotAvailable, PaddockError, RunFailed
 from paddock.footprint import Measured, measured_alone
 from paddock.machine import collector_paused
 from paddock.model import Files, check_unchanged
@@ -35,6 +35,7 @@ from paddock.samples import Sample
 from paddock.sampling import Samples
 from paddock.serving import Deployment, Origin
 from paddock.spi import Artifact, Event
+from paddock.standin import beside, stand_in
 from paddock.trials import REPLANS, replanned, try_out
 from paddock.verify import Outcome, judge
 
@@ -74,22 +75,59 @@ def deploy(
     config = HardwareConfig.load(config)
     with collector_paused():
         registry = registry if registry is not None else Registry.discover()
+    if config.rescue is None:
+        return _deployed(model, config, registry, children, progress, samples)
+    with config.named():
+        other = _rescuer(config, registry)
+    rescuer = _deployed(model, other, registry, children, progress, samples)
+    try:
         with config.named():
-            place = kept.place(model, config, registry) if samples is None else None
+            left = beside(config, rescuer, registry, "rescue")
+        made = _deployed(model, left, registry, children, progress, samples)
+    except BaseException:
+        rescuer.close()
+        raise
+    made.rescued_by(rescuer)
+    return made
 
-            @contextmanager
-            def planned() -> Iterator[Prepared]:
-                with Children() as own:
-                    prepared = prepare(model, config, registry=registry, children=own, progress=progress)
-                    try:
-                        yield prepared
-                    finally:
-                        prepared.discard()
 
-            if place is not None:
-                known = kept.take_up(place, config, registry, progress or (lambda message: None), planned)
-                if known is not None:
-                    return known
+def _rescuer(config: HardwareConfig, registry: Registry) -> HardwareConfig:
+    """The config of who answers what isolated sessions lose; raises where that cannot be."""
+    found = stand_in(config, "rescue", registry)
+    asked = (config.adapter, *config.candidates)
+    if found.adapter in map(registry.canonical, asked):
+        raise ConfigError(
+            f"{found.adapter} is what the config asks to isolate: in this process, what ended it there would end this "
+            "process too", where="$.rescue", remedy="name another adapter",
+        )  # fmt: skip
+    return found
+
+
+def _deployed(
+    model: ModelSource,
+    config: HardwareConfig,
+    registry: Registry,
+    children: Children | None,
+    progress: Progress | None,
+    samples: Sequence[Mapping[str, Any]] | None,
+) -> Deployment:
+    """`deploy`, but for who rescues it: as it was kept, or planned and carried out."""
+    with collector_paused(), config.named():
+        place = kept.place(model, config, registry) if samples is None else None
+
+        @contextmanager
+        def planned() -> Iterator[Prepared]:
+            with Children() as own:
+                prepared = prepare(model, config, registry=registry, children=own, progress=progress)
+                try:
+                    yield prepared
+                finally:
+                    prepared.discard()
+
+        if place is not None:
+            known = kept.take_up(place, config, registry, progress or (lambda message: None), planned)
+            if known is not None:
+                return known
     with ExitStack() as stack:
         if children is None:
             children = stack.enter_context(Children())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paddock.config import HardwareConfig
+from paddock.contract import is_isolated
 from paddock.memory_plan import MemoryPlan
 from paddock.model import Model
 from paddock.placing import Placed
@@ -14,6 +15,7 @@ from paddock.planning.shapes import describe_shape
 from paddock.registry import Registry, Resolved
 from paddock.spi import Event
 from paddock.verify import describe_budget
+from paddock.ward import TIMEOUT
 from paddock.workshop import Part
 
 
@@ -88,6 +90,11 @@ def _settings(config: HardwareConfig, resolved: Resolved) -> tuple[Setting, ...]
     settings.append(
         Setting("threads", resolved.config.threads, reason="" if config.threads else "cores over instances")
     )
+    if is_isolated(resolved.registered.adapter, config):
+        asked = config.isolation == "process"
+        settings.append(Setting("isolation", "process", reason="" if asked else f"{resolved.name} needs it"))
+        seconds = TIMEOUT if config.timeout is None else config.timeout
+        settings.append(Setting("timeout", seconds, reason="" if config.timeout else "the default"))
     parsed = resolved.config.options.model_dump(mode="json")
     settings += [Setting(f"options.{name}", parsed[name]) for name in sorted(config.options)]
     return tuple(settings)
@@ -116,6 +123,8 @@ def _notes(
         notes.append('NOT VERIFIED: accuracy.verify is "off"')
     if config.warm_start is not None:
         notes.append(f"warm_start {config.warm_start} is not in effect: this is what it is swapped for")
+    if config.rescue is not None:
+        notes.append(f"RESCUE: {config.rescue} answers what a lost process leaves")
     if not config.strict:
         notes.append("not strict: settings without effect and inconclusive checks are let through")
     narrow = sorted({v.dtype for v in origin.graph.values if v.dtype in ("float16", "bfloat16")})

@@ -128,6 +128,10 @@ class RunFailed(PaddockError):
     """A session failed while it ran, or is closed."""
 
 
+class ChildLost(RunFailed):
+    """The process that an adapter is isolated in crashed, hung or ran out of memory with a request, or is not back."""
+
+
 class ChildFailed(BuildFailed):
     """A child process crashed, hung past its time, or could not be started."""
 

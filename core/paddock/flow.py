@@ -50,7 +50,8 @@ class Stage:
     def of(cls, part: Part, graph: Graph) -> Stage:
         """The stage of a part of the model with this graph."""
         segment, target = part.segment, part.target.graph
-        home = part.workshop.resolved.registered.adapter.concurrency.threading is Threading.HOME
+        kind = part.workshop.resolved.registered.adapter.concurrency
+        home = kind.threading is Threading.HOME and not part.workshop.isolated
         return cls(
             part.workshop.name,
             part.label,

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, Valid
 from paddock.built import Built
 from paddock.cache import Store
 from paddock.child import Child
-from paddock.errors import ChildFailed, MemoryRefused, PaddockError
+from paddock.errors import ChildFailed, MemoryRefused, NotAvailable, PaddockError
 from paddock.flow import resolved
 from paddock.host import ServingHost, building
 from paddock.machine import host_facts
@@ -40,7 +40,7 @@ from paddock.prepare import Prepared
 from paddock.ready import built_of
 from paddock.resident import PERIOD, peak, resident, settled
 from paddock.samples import Sample, largest_extents, typical
-from paddock.spi import Artifact
+from paddock.spi import Artifact, Process
 from paddock.workshop import SECONDS
 
 ALONE = 2
@@ -99,11 +99,14 @@ def measure(
         _write(path / "feeds", given)
         other = drawn(prepared.interface, VARIED, together=prepared.budgeter.batch)
         shapes = tuple(_shapes(prepared, extents) for extents in other)
-        staged = prepared.budgeter.arena.stretch * prepared.config.instances
-        work = _Work(built_of(prepared, artifacts), path / "feeds", shapes, staged)
+        built = _here(built_of(prepared, artifacts))
+        # Instances in processes of their own take each what one takes alone.
+        alone = prepared.config.instances // built.instances
+        staged = prepared.budgeter.arena.stretch * built.instances
+        work = _Work(built, path / "feeds", shapes, staged + _shared(prepared.plan))
         child = stack.enter_context(Child(f"measuring {prepared.plan.adapter}"))
         pid, baseline = child.call(_settle_here, work, seconds=seconds)
-        watch = _Watch(pid, None if limit is None else baseline + limit)
+        watch = _Watch(pid, None if limit is None else baseline + limit // alone)
         try:
             with watch:
                 found = child.call(_measure_here, seconds=seconds)
@@ -111,10 +114,33 @@ def measure(
             if watch.seen is None:
                 raise
             assert limit is not None
-            raise _over(watch.seen - baseline, limit, "and was ended") from None
+            raise _over((watch.seen - baseline) * alone, limit, "and was ended") from None
+        found = replace(
+            found, peak=found.peak * alone, steady=found.steady * alone, instances=prepared.config.instances
+        )
     if limit is not None and found.peak > limit:
         raise _over(found.peak, limit, "at its peak")
     return found
+
+
+def _here(built: Built) -> Built:
+    """What is loaded of a deployment in one process: all instances, or one where each would have processes of its own.
+
+    Raises `NotAvailable` where its adapters cannot be in one process.
+    """
+    adapters = {segment.resolved.registered.adapter for segment in built.segments}
+    sole = sorted(adapter.name() for adapter in adapters if adapter.process is Process.EXCLUSIVE)
+    if sole and len(adapters) > 1:
+        raise NotAvailable(
+            f"what it takes is measured in one process, and {' and '.join(sole)} must be alone in it",
+            where="$.fallback", remedy="leave memory.limit out, or the fallbacks",
+        )  # fmt: skip
+    return replace(built, instances=1) if any(segment.isolated for segment in built.segments) else built
+
+
+def _shared(plan: Plan) -> int:
+    """Bytes of memory that one instance's isolated sessions share with this process."""
+    return sum(segment.io + segment.io // 4 for segment in plan.memory.segments if segment.isolated)
 
 
 def largest(prepared: Prepared) -> Sample:
@@ -240,7 +266,7 @@ def _measure_here() -> Measured:
     baseline = settled()
     with peak() as mark:
         staged = np.ones(work.staged, np.uint8)  # every page of it is written
-        host = work.built.load()
+        host = work.built.load(isolate=False)  # this process may be lost
         requests = [_read(work.feeds) for _ in range(work.built.instances)]
         for instance, feeds in enumerate(requests):
             for _ in range(ALONE):

@@ -20,6 +20,7 @@ import numpy as np
 
 from paddock.child import DEFAULT_SECONDS, Child
 from paddock.errors import BuildFailed, PaddockError, RunFailed
+from paddock.guard import Guard
 from paddock.own_thread import OwnThread
 from paddock.spi import Adapter, Arrays, Artifact, Context, Device, Observed, ResolvedConfig, Session, Threading
 from paddock.staging import Staging
@@ -118,6 +119,8 @@ class ServingHost(ExecutionHost):
     def run_on(self, instance: int, feeds: Arrays, into: Arrays | None = None) -> Outputs:
         """`run` on one given instance, whoever else uses it: for checking each, and for whoever shares them out."""
 
+    guard: Guard | None = None
+    """What is known of the processes that its sessions are isolated in, where any is."""
     staging: Staging | None = None
     """What makes requests dense once they are inside; what is run by `run_on` has to be."""
 

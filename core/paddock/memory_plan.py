@@ -81,6 +81,8 @@ class SegmentMemory:
     """None where the adapter does not tell: then nothing bounds it from above until it was measured."""
     layout: tuple[PlannedBuffer, ...] = ()
     """The intermediates' best layout: what a backend that plans its own cannot undercut by much."""
+    isolated: bool = False
+    """Whether each instance has a process of its own: then its inputs and outputs also lie in memory shared with it."""
 
     @property
     def copies(self) -> int:
@@ -93,7 +95,7 @@ class SegmentMemory:
 
         Weights, inputs and outputs alone: a backend may fuse operators, and never make the values between them.
         """
-        return self.weights * self.copies + self.io * self.instances
+        return self.weights * self.copies + self.io * self.instances * (2 if self.isolated else 1)
 
     @property
     def most(self) -> int | None:
@@ -104,7 +106,9 @@ class SegmentMemory:
         base = self.unshared if self.planned_by == "none" else self.arena
         each = found.session + found.node * self.nodes + found.workspace + self.io + round(found.intermediates * base)
         weights = self.copies * found.kept + found.loading
-        return found.process + self.instances * each + round(weights * self.weights)
+        shared = self.io + self.io // 4 if self.isolated else 0  # which has room to grow
+        processes = self.instances if self.isolated else 1
+        return found.process * processes + self.instances * (each + shared) + round(weights * self.weights)
 
 
 @dataclass(frozen=True, slots=True)

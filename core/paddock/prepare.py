@@ -226,6 +226,9 @@ class _Job:
             "options": {},
             "threads": None,
             "devices": (0,),
+            "isolation": None,
+            "timeout": None,
+            "rescue": None,
         }
         # On a host that is not this one fallbacks may be assumed too; those that are here are taken as they are.
         assuming = (False, True) if self.resolved.assumed else (False,)

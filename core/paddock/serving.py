@@ -16,6 +16,7 @@ from paddock.config import HardwareConfig
 from paddock.errors import OtherShape, PaddockError, UsageError, did_you_mean
 from paddock.footprint import Measured
 from paddock.graph import Graph
+from paddock.guard import Isolation
 from paddock.host import Outputs, ServingHost
 from paddock.into import Answers, Receivers
 from paddock.model import Files, Model
@@ -23,6 +24,7 @@ from paddock.plan import Plan
 from paddock.planning.shapes import describe_shape
 from paddock.ready import Ready
 from paddock.registry import Registry
+from paddock.rescue import Rescue
 from paddock.samples import Border
 from paddock.spi import Artifact, Event, other_shape
 from paddock.verify import Report
@@ -91,10 +93,14 @@ class Deployment:
         self._report = report
         self._origin = origin
         self._host, self._arena = loaded
+        self._rescue: Rescue | None = None
         self._closed = False
         # Also when a deployment is dropped, or the interpreter ends, without `close`.
         weakref.finalize(self, origin.discard)
         self._registry = registry
+        name, guard = origin.name, self._host.guard
+        if guard is not None:
+            guard.listen(lambda kind, facts: registry.observe(Event(kind, name, facts)))
         self._border = Border(ready.interface)
         self._receivers = Receivers(ready.interface)
         self._inputs, self._outputs = dict(ready.inputs), dict(ready.outputs)
@@ -159,6 +165,17 @@ class Deployment:
         return self.warm
 
     @property
+    def isolation(self) -> Isolation | None:
+        """How the processes are that sessions are isolated in; None where none is."""
+        return None if self._host.guard is None else self._host.guard.status
+
+    def rescued_by(self, other: Deployment) -> None:
+        """Has `other`, a deployment of the same model, answer from now on what isolated sessions lose; it is closed
+        with this one. Called once, before the first request."""
+        if self._host.guard is not None:
+            self._rescue = Rescue(other, other.plan.adapter, self._host.guard)
+
+    @property
     def lowered(self) -> tuple[Files, Files]:
         """The files of the first segment's model in its adapter's format: before it was cast or quantised, and after.
 
@@ -205,8 +222,15 @@ class Deployment:
 
         Returns the outputs by name: arrays that belong to the caller, or those of `into`. Raises `UsageError` for feeds
         or arrays that do not fit (what was written until then stays), `RunFailed` where the backend fails or the
-        deployment is closed.
+        deployment is closed, `ChildLost` where an isolated session was lost with the request and nobody rescues it.
         """
+        return (
+            self._run(feeds, outputs, into)
+            if self._rescue is None
+            else self._rescue.run(self._run, feeds, outputs, into)
+        )
+
+    def _run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None, into: Any) -> Outputs:
         ready = self._border.check(feeds, dense=False)
         if into is not None:
             return self._run_into(ready, outputs, into)
@@ -223,6 +247,11 @@ class Deployment:
         into: Mapping[str, np.ndarray[Any, Any]] | None = None,
     ) -> Future[dict[str, np.ndarray[Any, Any]]]:
         """`run` on the deployment's own threads; what is given is checked at once, and not to be changed until then."""
+        if self._rescue is None:
+            return self._submit(feeds, outputs, into)
+        return self._rescue.submit(self._submit, feeds, outputs, into)
+
+    def _submit(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None, into: Any) -> Future[Outputs]:
         answer: Future[Outputs] = Future()
         outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
         ready = self._border.check(feeds, dense=False)
@@ -263,6 +292,10 @@ class Deployment:
     def check_closing(self) -> None:
         """Raises `RunFailed` where `close` would wait for its own caller: in a callback of what was submitted."""
         self._host.check_closing()
+        if self._host.guard is not None:
+            self._host.guard.check_closing()
+        if self._rescue is not None:
+            self._rescue.check_closing()
 
     def close(self) -> None:
         """Waits for the requests inside, then frees everything; closing twice is fine."""
@@ -270,6 +303,8 @@ class Deployment:
         try:
             self._host.close()
         finally:
+            if self._rescue is not None:
+                self._rescue.close()
             self._origin.discard()
             if not self._closed:
                 self._closed = True

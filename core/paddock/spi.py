@@ -374,7 +374,7 @@ class Adapter(ABC):
 
 @dataclass(frozen=True)
 class Event:
-    """Worth observing: "candidate", "plan", "artifact" (built, verified), "refused", "warm" (its start), "closed"."""
+    """Worth observing: candidate, plan, artifact (verified), refused, warm (start), child (lost), rescued, closed."""
 
     kind: str
     deployment: str

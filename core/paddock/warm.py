@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 
 from paddock.child import Children
-from paddock.config import HardwareConfig, Memory
+from paddock.config import HardwareConfig
 from paddock.deployment import deploy
 from paddock.errors import ConfigError, MemoryRefused, PaddockError
 from paddock.exchange import Exchange
 from paddock.footprint import Measured
+from paddock.guard import Isolation
 from paddock.model import Files
-from paddock.plan import Precision
-from paddock.planning.memory import readable
 from paddock.prepare import ModelSource, Progress
 from paddock.ready import Ready
 from paddock.registry import Registry
 from paddock.serving import Deployment, WarmStart
 from paddock.shadow import HELD, copied
+from paddock.standin import beside, stand_in
 from paddock.verify import Report
 
 Settle = Callable[[Progress], HardwareConfig]
@@ -48,6 +48,15 @@ class WarmDeployment(Deployment):
     def warm(self) -> WarmStart:
         """How far the warm start is."""
         return self._exchange.status
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """How the processes are that what serves is isolated in."""
+        return self._exchange.now.isolation
+
+    def rescued_by(self, other: Deployment) -> None:
+        """Has `other` answer what is lost, for as long as that serves which does now; see `Deployment.rescued_by`."""
+        self._exchange.now.rescued_by(other)
 
     def settle(self, timeout: float) -> WarmStart:
         """Waits until it is decided who serves for good, and the other one is closed; `timeout` seconds at most.
@@ -160,9 +169,15 @@ def start(
     registry = registry if registry is not None else Registry.discover()
     wanted = config.model_copy(update={"warm_start": None})
     with config.named():
-        first = _first_config(config, registry)
+        first = stand_in(config, "warm_start", registry)
         if settle is None:
             registry.resolve(wanted)
+            mine = first.adapter == registry.canonical(wanted.adapter)
+            if mine and wanted.isolation == "process":
+                raise ConfigError(
+                    "serves in this process, and the config asks to isolate it", where="$.warm_start",
+                    remedy="name another adapter",
+                )  # fmt: skip
             if _same(wanted, first, registry):
                 raise ConfigError(
                     "has no effect: it is what the config asks for", where="$.warm_start", remedy="leave it out"
@@ -174,12 +189,13 @@ def start(
         chosen = wanted if settle is None else settle(tell).model_copy(update={"warm_start": None})
         if _same(chosen, first, registry):
             return None
-        beside = _beside(chosen, serving, registry)
+        # Copies of live requests and their answers are kept as well.
+        left = beside(chosen, serving, registry, "warm_start", HELD)
         try:
             with Children() as own:
-                return deploy(model, beside, registry=registry, children=own, progress=tell, samples=judged)
+                return deploy(model, left, registry=registry, children=own, progress=tell, samples=judged)
         except MemoryRefused as error:
-            if beside is not chosen:
+            if left is not chosen:
                 error.problem += f"; that is what {serving.plan.adapter} leaves of it while both are there"
             raise
 
@@ -188,35 +204,6 @@ def start(
     except BaseException:  # no thread could be started
         serving.close()
         raise
-
-
-def _first_config(config: HardwareConfig, registry: Registry) -> HardwareConfig:
-    """The config of what serves first: another adapter in fp32, without what is meant for the one asked for.
-
-    Raises what is wrong with the adapter that `warm_start` names.
-    """
-    assert config.warm_start is not None
-    try:
-        name = registry.get(config.warm_start).adapter.name()
-        hardware, _, backend = name.partition("/")
-        fallback = tuple(other for other in config.fallback if registry.canonical(other) != name)
-        exclude = config.operators.exclude
-        kept: Mapping[str, tuple[str, ...]] = {}
-        if isinstance(exclude, Mapping):
-            chain = {name, *map(registry.canonical, fallback)}
-            kept = {other: nodes for other, nodes in exclude.items() if registry.canonical(other) in chain}
-        changes: dict[str, Any] = {
-            "warm_start": None, "hardware": hardware, "backend": backend, "options": {}, "devices": (0,),
-            "precision": Precision.FP32, "storage": None, "calibration": None, "candidates": (), "repair": False,
-            "fallback": fallback,
-            "operators": config.operators.model_copy(update={"exclude": kept or (), "keep_fp32": None}),
-        }  # fmt: skip
-        found = config.model_copy(update=changes)
-        registry.consider(name, found)
-    except PaddockError as error:
-        error.where = "$.warm_start"
-        raise
-    return found
 
 
 def _same(wanted: HardwareConfig, first: HardwareConfig, registry: Registry) -> bool:
@@ -231,24 +218,3 @@ def _serving(model: ModelSource, first: HardwareConfig, **arguments: Any) -> Dep
     except PaddockError as error:
         error.problem = f"{first.adapter}, which is to serve first (warm_start): {error.problem}"
         raise
-
-
-def _beside(chosen: HardwareConfig, serving: Deployment, registry: Registry) -> HardwareConfig:
-    """The config with what `serving` leaves of its memory limit: for a while both are in memory.
-
-    The same config where it has none, or where the two are in different memories, each with the limit for itself.
-    """
-    limit, memory = chosen.memory.limit, serving.plan.memory
-    if limit is None or registry.resolve(chosen).device.memory_kind != memory.kind:
-        return chosen
-    most = memory.measured if memory.measured is not None else memory.most
-    held = most if most is not None else memory.least
-    if memory.kind == "host":
-        held += HELD * sum(segment.io for segment in memory.segments)  # copies of live requests and their answers
-    if held >= limit:
-        raise MemoryRefused(
-            f"{serving.plan.adapter}, which serves first, may take {readable(held)}, so that nothing is left of "
-            f"memory.limit of {readable(limit)} for what is to take its place",
-            where="$.memory.limit", remedy="raise memory.limit, or leave warm_start out",
-        )  # fmt: skip
-    return chosen.model_copy(update={"memory": Memory.model_validate({"limit": int(limit - held)})})

@@ -10,13 +10,14 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from paddock.child import Child, Children
+from paddock.contract import is_isolated
 from paddock.errors import BuildFailed, PaddockError
 from paddock.host import building
 from paddock.machine import host_facts
 from paddock.model import Model
-from paddock.plan import NodePrecision, PrecisionPlan, Remedy, Segment, Verdict
+from paddock.plan import NodePrecision, PrecisionPlan, Remedy, Segment, Verdict, digest
 from paddock.registry import Registry, Resolved
-from paddock.spi import Adapter, Context, Selection
+from paddock.spi import Adapter, Context, Process, Selection
 
 SECONDS = 600.0
 """How long one step of an adapter in a child may take."""
@@ -39,7 +40,17 @@ class Workshop:
     @property
     def child(self) -> Child:
         """The child in which this adapter's unproven work happens."""
-        return self.children.get(f"trying {self.resolved.name}")
+        label = f"trying {self.resolved.name}"
+        if self.resolved.registered.adapter.process is Process.EXCLUSIVE:
+            # What the first session of a process was told sticks: whoever is told other things has another process.
+            told = self.resolved.config
+            label += f" ({digest([told.options.model_dump(mode='json'), told.precision, told.threads])[:8]})"
+        return self.children.get(label)
+
+    @property
+    def isolated(self) -> bool:
+        """Whether its sessions live in processes of their own."""
+        return is_isolated(self.resolved.registered.adapter, self.resolved.config.config)
 
     def adapter(self) -> Adapter:
         """The adapter's instance for this deployment."""

@@ -18,7 +18,7 @@ from typing import Any
 import paddock_calls as calls
 import psutil
 import pytest
-from paddock import child as child_module
+from paddock import spawned
 from paddock.child import Child, Children, Crew, call_in_child
 from paddock.errors import BuildFailed, ChildFailed, ConfigError, PaddockError, Unsupported
 
@@ -286,7 +286,7 @@ def test_close_ends_a_child_that_does_not_listen(monkeypatch: pytest.MonkeyPatch
     child = Child("testing")
     process = child.call(calls.pid)
     os.kill(process, signal.SIGSTOP)
-    monkeypatch.setattr(child_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(spawned, "PATIENCE", 0.1)
     child.close()
     assert gone(process)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from paddock.config import DEFAULT_MAX_ERROR, RESERVED, HardwareConfig, Profile, json_schema
+from paddock.config import DEFAULT_MAX_ERROR, HardwareConfig, Profile, json_schema
 from paddock.errors import ConfigError
 from paddock.jsontext import MAX_BYTES, json_path
 from paddock.plan import Precision
@@ -86,6 +86,9 @@ def test_every_field_is_taken(tmp_path: Path) -> None:
         "shapes": {"x": [8, 3], "N": {"min": 1, "opt": 4, "max": 8}, "y": [{"min": [1, 2], "max": [2, 2]}]},
         "operators": {"exclude": ["Relu"], "keep_fp32": ["Softmax"]},
         "warm_start": "cpu/onnxruntime",
+        "isolation": "process",
+        "timeout": 2.5,
+        "rescue": "cpu/onnxruntime",
         "memory": {"limit": "2GiB"},
         "accuracy": {
             "min_agreement": {"cosine": 0.99, "output": "y", "axis": 1, "mask": "m"},
@@ -199,12 +202,6 @@ def test_a_misspelt_required_key_is_named_rather_than_the_missing_one() -> None:
 def test_required_keys(missing: str) -> None:
     error = refusal({key: value for key, value in CPU.items() if key != missing})
     assert error.where == f"config: $.{missing}" and "required" in error.problem and missing in (error.remedy or "")
-
-
-@pytest.mark.parametrize("key", RESERVED)
-def test_reserved_keys(key: str) -> None:
-    error = refused(**{key: {}})
-    assert error.where == f"config: $.{key}" and "not available in this version" in error.problem and error.remedy
 
 
 @pytest.mark.parametrize("key", ["hardware", "backend", "precision"])

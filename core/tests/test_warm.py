@@ -43,9 +43,10 @@ from paddock.exchange import AGREEING
 from paddock.registry import Registry
 from paddock.serving import Deployment, WarmStart
 from paddock.shadow import HELD, Answered, Shadow, copied, put_to
+from paddock.standin import beside, stand_in
 from paddock.tune import Tuned
 from paddock.verify import Outcome
-from paddock.warm import WarmDeployment, _beside, _first_config
+from paddock.warm import WarmDeployment
 from paddock_warm import HELD_BY, STAGE, Stage, wait_until
 
 Array = np.ndarray[Any, Any]
@@ -675,13 +676,13 @@ def test_what_serves_first_has_what_it_can_use_of_the_config(registry: Registry)
         "calibration": {"samples": "c.npz"}, "threads": 2, "instances": 3, "memory": {"limit": "2MiB"},
         "accuracy": {"max_error": 0.1}, "batch_size": 4,
     })  # fmt: skip
-    assert _first_config(asked, registry) == HardwareConfig.load({
+    assert stand_in(asked, "warm_start", registry) == HardwareConfig.load({
         "hardware": "cpu", "backend": "first", "fallback": ["cpu/second"], "threads": 2, "instances": 3,
         "operators": {"exclude": {"cpu/second": ["Mul"]}}, "memory": {"limit": "2MiB"}, "accuracy": {"max_error": 0.1},
         "batch_size": 4,
     })  # fmt: skip
     listed = asked.model_copy(update={"operators": asked.operators.model_copy(update={"exclude": ("Mul",)})})
-    assert _first_config(listed, registry).operators.exclude == ()
+    assert stand_in(listed, "warm_start", registry).operators.exclude == ()
 
 
 # Memory
@@ -706,12 +707,13 @@ def test_where_the_first_takes_it_all_the_second_is_refused(registry: Registry) 
         return SimpleNamespace(plan=SimpleNamespace(adapter="cpu/first", memory=memory))
 
     def left(*memory: Any) -> int | None:
-        return _beside(asked, serving(*memory), registry).memory.limit
+        return beside(asked, serving(*memory), registry, "warm_start", HELD).memory.limit
 
     assert left(1000, 5000) == (1 << 20) - 1000 - HELD * 100
     assert left(None, 5000) == (1 << 20) - 5000 - HELD * 100
     assert left(1 << 30, None, "gpu") == 1 << 20, "another memory"
-    assert _beside(asked.model_copy(update={"memory": Memory()}), serving(1 << 30, None), registry).memory == Memory()
+    free = asked.model_copy(update={"memory": Memory()})
+    assert beside(free, serving(1 << 30, None), registry, "warm_start", HELD).memory == Memory()
     for full in ((1 << 20) - HELD * 100, 1 << 20, 1 << 30):
         with pytest.raises(MemoryRefused, match="cpu/first, which serves first") as caught:
             left(full, None)

@@ -1,0 +1,164 @@
+"""Fresh interpreters: how one is started, ended, and what it said last.
+
+Never a fork (SDK threads do not survive one), never `multiprocessing`'s spawn (it runs the user's script again). What
+is started here ends with this process, whatever it is doing then: the kernel ends it when its leash is let go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+
+PATIENCE = 5.0
+"""Seconds that a process has to end by itself once its connection is closed."""
+_LOG_LINES = 6
+_LOG_BYTES = 1 << 20
+"""What its log may hold, of which the last `_LOG_KEPT` bytes are kept where it is longer."""
+_LOG_KEPT = 1 << 16
+
+
+class Spawned:
+    """A fresh interpreter that runs one function of ours, with a socket to it.
+
+    Args:
+        module: Its module; `function()` there is all that is run. It calls `connected` first.
+        function: The function's name.
+        env: What its environment has beside this process's.
+
+    Raises OSError where it cannot be started.
+    """
+
+    def __init__(self, module: str, function: str, env: Mapping[str, str] | None = None) -> None:
+        self._lock = threading.Lock()
+        self._told: str | None = None
+        with contextlib.ExitStack() as undo:
+            # All closed by `end`, not here: they have to outlive this call.
+            self._log = undo.enter_context(tempfile.TemporaryFile(buffering=0))
+            # What it prints goes to the end, also after `trim`.
+            fcntl.fcntl(self._log, fcntl.F_SETFL, fcntl.fcntl(self._log, fcntl.F_GETFL) | os.O_APPEND)
+            ours, theirs = socket.socketpair()
+            self.socket = undo.enter_context(ours)
+            held, leash = os.pipe()
+            self._leash = undo.enter_context(os.fdopen(leash, "wb", buffering=0))
+            try:
+                # With -P and this process's own path, a file in the current folder hides no module that is seen here.
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", f"from {module} import {function}; {function}()",
+                     str(held), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=(held, theirs.fileno()),
+                    env={
+                        **os.environ, **(env or {}),
+                        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+                    },
+                )  # fmt: skip
+            finally:
+                os.close(held)
+                theirs.close()
+            undo.pop_all()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def kill(self) -> None:
+        """Ends it at once, from any thread and without waiting for it."""
+        self.process.kill()
+
+    def end(self, kill: bool) -> None:
+        """Ends it and frees what it had; by closing the connection or, where it must `kill`, at once. Twice is fine."""
+        if self._log.closed:
+            return
+        self.socket.close()
+        if kill:
+            self.process.kill()
+        try:
+            self.process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        with self._lock:
+            if not self._log.closed:
+                self._leash.close()
+                self._log.close()
+
+    def post_mortem(self) -> str:
+        """How it ended, with its last words; of one that closed its connection and goes on, that it did. Ends it."""
+        try:
+            code: int | None = self.process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            code = None
+        with self._lock:
+            if self._told is None:
+                self._told = _told(code, self._words())
+            told = self._told
+        self.end(kill=True)
+        return told
+
+    def trim(self) -> None:
+        """Cuts off all but the end of what it printed, where that has become long: it may live for months."""
+        with self._lock:
+            if not self._log.closed and (size := os.fstat(self._log.fileno()).st_size) > _LOG_BYTES:
+                last = os.pread(self._log.fileno(), _LOG_KEPT, size - _LOG_KEPT)
+                self._log.truncate(0)
+                self._log.write(last)
+
+    def _words(self) -> list[str]:
+        if self._log.closed:
+            return []
+        lines = os.pread(self._log.fileno(), 2 * _LOG_BYTES, 0).decode(errors="replace").splitlines()
+        return [line.strip() for line in lines if line.strip()][-_LOG_LINES:]
+
+
+def connected() -> socket.socket:
+    """In such a process, the first thing to be called: its end of the connection; from then on it ends with its parent.
+
+    The kernel ends it when the last writing end of the leash is closed, which the parent alone has: also inside of a
+    call that never gives the interpreter's lock back. A fork of the parent holds one too, so a thread looks as well.
+    """
+    held = int(sys.argv[1])
+    fcntl.fcntl(held, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(held, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(held, fcntl.F_SETFL, fcntl.fcntl(held, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(held, 0)
+    if poll.poll(0):  # it was let go before the kernel knew
+        os._exit(1)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    return socket.socket(fileno=int(sys.argv[2]))
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _told(code: int | None, words: list[str]) -> str:
+    if code is None:
+        how = "closed its connection"
+    elif code < 0:
+        how = f"crashed with {_signal_name(-code)}"
+    else:
+        how = f"ended with status {code}"
+    return f"the process {how}" + (f"; its last words: {' | '.join(words)}" if words else "")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
