@@ -9,7 +9,7 @@ NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
 DOWNLOAD := 440 MB
 DISK     := 1.6 GB
 
-.PHONY: demo test long lint bench precision memory auto nodes light schema clean
+.PHONY: demo test long lint bench precision memory auto nodes light conformance schema clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -53,6 +53,10 @@ nodes: $(READY)
 # The nine real networks that ship with onnx, with random weights, on the same adapters.
 light: $(READY)
 	$(BIN)/python -m paddock.testing.light $(NODE_ADAPTERS:%=--adapter %) --chain cpu/onnxruntime,cpu/reference
+
+# Every adapter that is here, held to all that it declares: the long form of the tests that the plugins bring.
+conformance: $(READY)
+	PADDOCK_CONFORMANCE=full $(BIN)/python -m pytest -q $(wildcard plugins/*/tests/test_*_conformance.py)
 
 schema: $(READY)
 	$(BIN)/paddock schema > adapters_json/hardware_config.schema.json

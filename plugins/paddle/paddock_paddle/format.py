@@ -16,7 +16,7 @@ from paddock.model import Files, Model
 from paddock.plan import Segment
 from paddock.spi import Aliasing, Format
 
-from paddock_paddle import concrete, extraction
+from paddock_paddle import concrete, examples, extraction
 from paddock_paddle.neutral import neutral
 from paddock_paddle.pir import AGAIN, Program, declared, looks_like_program, read_block, read_pair
 
@@ -30,6 +30,7 @@ class PaddleFormat(Format):
     name: ClassVar[str] = "paddle"
     suffixes: ClassVar[tuple[str, ...]] = (PROGRAM, PARAMS)
     spi_version: ClassVar[int] = 1
+    examples: ClassVar[tuple[str, ...]] = tuple(examples.EXAMPLES)
     converts_to: ClassVar[tuple[str, ...]] = ("onnx",)
     gathers: ClassVar[Mapping[str, tuple[int, int]]] = {
         "pd_op.embedding": (0, 1),
@@ -62,6 +63,10 @@ class PaddleFormat(Format):
     constants: ClassVar[frozenset[str]] = frozenset(
         f"pd_op.{op}" for op in ("assign_value", "full", "full_int_array", "tril_indices", "triu_indices")
     )
+
+    def example(self, name: str, folder: Path) -> None:
+        """Written by Paddle itself, which is imported."""
+        examples.write(name, folder)
 
     def versions(self) -> tuple[str, ...]:
         """The SDKs that convert; reading depends on neither."""

@@ -1,0 +1,70 @@
+"""The table of checks: each a plain function with a name, an area and a promise that a vendor can be held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paddock.errors import PaddockError
+from paddock.testing.outcomes import Area
+
+if TYPE_CHECKING:
+    from paddock.testing.bench import Bench
+
+SECONDS = 60.0
+"""How long one check may take before its process is ended."""
+
+
+class Broken(PaddockError):
+    """Raised by a check: the adapter does not keep this promise."""
+
+
+class Skipped(PaddockError):
+    """Raised by a check: it does not apply, or cannot be made here."""
+
+
+class Refused(Skipped):
+    """Raised by a check: the adapter said no, with a reason, before it served anything."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a check saw where it passed; `unproven` are claims that it could neither confirm nor refute."""
+
+    text: str = ""
+    unproven: tuple[str, ...] = ()
+
+
+Action = Callable[["Bench"], Evidence | None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check. `long`: it takes more than a few seconds, and is left out of a quick run."""
+
+    name: str
+    area: Area
+    promise: str
+    action: Action
+    long: bool = False
+    seconds: float = SECONDS
+
+
+class Table:
+    """The checks of one module, in the order in which they are written."""
+
+    def __init__(self, area: Area) -> None:
+        self.area = area
+        self.checks: list[Check] = []
+
+    def check(
+        self, name: str, promise: str, *, long: bool = False, seconds: float = SECONDS
+    ) -> Callable[[Action], Action]:
+        """Registers a function as the check `area.name`."""
+
+        def register(action: Action) -> Action:
+            self.checks.append(Check(f"{self.area}.{name}", self.area, promise, action, long, seconds))
+            return action
+
+        return register
