@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from paddock.contract import check_adapter
 from paddock.errors import BuildFailed, NotAvailable, PaddockError
 from paddock.graph import Range
 from paddock.model import Model
+from paddock.npz import write_npz
 from paddock.plan import Answer, Precision
 from paddock.planning.shapes import apply_shapes
 from paddock.prepare import Prepared, prepare
@@ -36,7 +38,7 @@ from paddock.references import reference_outputs
 from paddock.registry import Registered, Registry
 from paddock.samples import Sample, typical
 from paddock.spi import Adapter, Device, Devices, Probe, Session, Shapes
-from paddock.testing.singles import SINGLES, write_single
+from paddock.testing.singles import SINGLES, Single, write_single
 from paddock.testing.table import Broken, Refused, Skipped
 from paddock.testing.zoo import ZOO
 
@@ -44,8 +46,8 @@ Outputs = dict[str, np.ndarray[Any, Any]]
 Extents = Mapping[str, int]
 
 FLOATS = (Precision.FP32, Precision.FP16, Precision.BF16)
-CALIBRATION = 24
-"""Examples to quantise by."""
+CALIBRATION, _ROWS = 8, 3
+"""Files to quantise by, and the examples in each."""
 
 
 def under_test(adapter: type[Adapter]) -> Registry:
@@ -150,12 +152,12 @@ class Bench:
             fresh.rename(own)
         return own
 
-    def single(self, name: str) -> Path:
-        """The model of one operator; raises `Skipped` where the adapter takes no ONNX."""
+    def single(self, name: str, single: Single | None = None, kind: str = "single") -> Path:
+        """The model of one operator, or of a variant of it; raises `Skipped` where the adapter takes no ONNX."""
         if self.format != "onnx":
             raise Skipped(f"it takes {self.format} models, and the operators' models are ONNX")
-        path = self.folder / f"{name.replace(', ', '-').lower()}.single.onnx"
-        return path if path.exists() else write_single(SINGLES[name], path)
+        path = self.folder / f"{name.replace(', ', '-').lower()}.{kind}.onnx"
+        return path if path.exists() else write_single(single or SINGLES[name], path)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -174,11 +176,18 @@ class Bench:
                 reasons.append(f"{name}: {error.problem}")
         raise Skipped(f"it serves no model of the kit: {'; '.join(reasons)[:600]}")
 
+    @cached_property
     def moving(self) -> Path:
-        """A model whose answer tells each element of its input: a single operator, else the plainest model."""
-        for name in ("Relu", "Identity", "Transpose", "Add"):
-            with suppress(Skipped), self.serving(self.single(name)):
-                return self.single(name)
+        """A model of seven columns whose answer tells each element of its input; the plainest one where none is served.
+
+        Seven, so that no size is a multiple of a vector's.
+        """
+        for name in ("Relu", "Identity", "Abs", "Add", "Mul"):
+            single = replace(SINGLES[name], shapes=[("batch", 7)] * len(SINGLES[name].shapes))
+            with suppress(Skipped):
+                path = self.single(name, single, "seven")
+                with self.serving(path):
+                    return path
         return self.plain
 
     @contextmanager
@@ -259,12 +268,11 @@ class Bench:
         if not folder.exists():
             folder.mkdir()
             graph = self.read(path).graph
-            rows = 3 if self.static else CALIBRATION
-            fixed = {s: Range(rows, rows, rows) if s == "batch" else Range(5, 5, 5) for s in graph.symbols()}
+            fixed = {s: Range(_ROWS, _ROWS, _ROWS) if s == "batch" else Range(5, 5, 5) for s in graph.symbols()}
             format = self.registry.formats[self.format]
-            for seed in range(CALIBRATION // rows):
+            for seed in range(CALIBRATION):
                 drawn = typical(graph.with_bounds(fixed), format.gathers, format.transparent, seed + 1000)
-                np.savez(folder / f"{seed}.npz", **drawn)
+                write_npz(folder / f"{seed}.npz", dict(drawn), "calibration")
         return folder
 
 

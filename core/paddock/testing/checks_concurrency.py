@@ -52,7 +52,7 @@ def _right(serving: Serving, run: Callable[[Any], Any], sample: Any, wanted: Any
 @TABLE.check("threads", "requests from many threads are answered each with its own answer, as concurrency declares")
 def _threads(bench: Bench) -> Evidence:
     kind = bench.adapter.concurrency.threading
-    for path in dict.fromkeys((bench.plain, bench.moving())):
+    for path in dict.fromkeys((bench.plain, bench.moving)):
         with bench.serving(path) as serving:
             samples = [serving.sample(seed) for seed in range(THREADS)]
             wanted = serving.expected(*samples)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from paddock.plan import Answer, Precision, Verdict
+from paddock.samples import Sample
 from paddock.testing.bench import Bench, Outputs, Serving
 from paddock.testing.cases import node_cases
 from paddock.testing.judging import BUDGET, apart, same_bits
@@ -76,9 +77,14 @@ def _single(name: str) -> Callable[[Bench], Evidence | None]:
     return action
 
 
-def _placed(serving: Serving, seed: int, positive: bool) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def _placed(serving: Serving, seed: int, positive: bool) -> Sample:
+    """Numbers around zero; of the second seed three times as far out, where approximations fail."""
     sample = dict(serving.sample(seed))
-    return {n: serving.rounded(np.abs(a) + np.float32(0.5)) for n, a in sample.items()} if positive else sample
+    for name, array in sample.items():
+        if array.dtype.kind == "f":
+            spread = array * np.float32(1 + 2 * seed)
+            sample[name] = serving.rounded(np.abs(spread) + np.float32(0.5) if positive else spread)
+    return sample
 
 
 def _said(verdict: Verdict) -> str:
@@ -115,7 +121,7 @@ def _whole(name: str) -> Callable[[Bench], Evidence | None]:
     return action
 
 
-def _rows(serving: Serving, sample: dict[str, np.ndarray], found: Outputs) -> None:  # type: ignore[type-arg]
+def _rows(serving: Serving, sample: Sample, found: Outputs) -> None:
     """What stands beside a row changes it by nothing but rounding: the batch turned round shows it."""
     graph = serving.bench.read(serving.path).graph
     border = [v for v in (*graph.input_values, *graph.output_values) if v.shape and "batch" in v.shape]

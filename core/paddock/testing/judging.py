@@ -71,8 +71,8 @@ def narrowed(array: Array, precision: Precision) -> Array:
         if precision is Precision.FP16:
             return array.astype(np.float16).astype(np.float32)
     bits = array.view(np.uint32).astype(np.uint64)
-    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    return np.where(np.isnan(array), array, bits.astype(np.uint32).view(np.float32))
+    even = (bits + np.uint64(0x7FFF) + ((bits >> np.uint64(16)) & np.uint64(1))) & np.uint64(0xFFFF0000)
+    return np.where(np.isnan(array), array, even.astype(np.uint32).view(np.float32))
 
 
 def _step(array: Array, precision: Precision) -> Array:

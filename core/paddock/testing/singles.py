@@ -61,6 +61,10 @@ def _ints(*values: int) -> np.ndarray[Any, Any]:
     return np.array(values, np.int64)
 
 
+def _numbers(*values: float) -> np.ndarray[Any, Any]:
+    return np.array(values, np.float32)
+
+
 def _number(value: float) -> np.ndarray[Any, Any]:
     return np.array(value, np.float32)
 
@@ -121,7 +125,7 @@ def _table() -> dict[str, Single]:
             "BatchNormalization", _C, _IMAGE, (positive, _weights(4, scale=1), _weights(4, scale=0.5), positive)
         ),
         "LayerNormalization": Single("LayerNormalization", _C, constants=(_weights(6, scale=1), _weights(6, scale=1))),
-        "Resize": Single("Resize", _C, (("batch", 2, 3, 2),), (None, np.array([1, 1, 2, 2], np.float32)), {"mode": "linear"}),
+        "Resize": Single("Resize", _C, (("batch", 2, 3, 2),), (None, _numbers(1, 1, 2, 2)), {"mode": "linear"}),
         "LSTM": Single("LSTM", _C, ((5, "batch", 6),), lstm, {"hidden_size": 5}, outputs=2),
         "GRU": Single("GRU", _C, ((5, "batch", 6),), gru, {"hidden_size": 5, "linear_before_reset": 1}, outputs=2),
     }  # fmt: skip

@@ -30,7 +30,7 @@ def write(name: str, folder: Path) -> None:
 def _layer(paddle: Any, forward: Callable[..., Any], **parts: Any) -> Any:
     """A layer of parts and a function of it and its inputs."""
 
-    class Layer(paddle.nn.Layer):  # type: ignore[misc,name-defined]
+    class Layer(paddle.nn.Layer):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             for name, part in parts.items():
