@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from paddock.testing.zoo import ZOO
 from paddock_broken import BROKEN, GOOD, GoodAdapter, HangsInRun, NpuAdapter, SegfaultsInRun
 from paddock_broken_loud import LoudWhenImported
 
-ALL_BROKEN = [*BROKEN, LoudWhenImported]
+ALL_BROKEN: list[type[GoodAdapter]] = [*BROKEN, LoudWhenImported]
 SLOW_TO_CATCH = {"HangsInRun": 12.0, "DeadlocksOnAnotherThread": 12.0}
 """Seconds for which those that never come back are waited for."""
 
@@ -42,7 +43,14 @@ def run(runner: Runner, adapter: type[GoodAdapter], name: str, seconds: float | 
     return runner.run(adapter, runner.table(adapter)[name], seconds)
 
 
-@pytest.mark.parametrize("adapter", ALL_BROKEN, ids=lambda adapter: adapter.__name__)
+def cases() -> list[Any]:
+    """All of them; those that never come back, or end the process, are long ones."""
+    slow = ("HangsInRun", "DeadlocksOnAnotherThread", "SegfaultsOnReload", "SegfaultsInRun")
+    return [pytest.param(a, id=a.__name__, marks=[pytest.mark.long] if a.__name__ in slow else []) for a in ALL_BROKEN]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", cases())
 def test_a_broken_adapter_is_caught(runner: Runner, adapter: type[GoodAdapter]) -> None:
     found = [run(runner, adapter, name, SLOW_TO_CATCH.get(adapter.__name__)) for name in adapter.caught_by]
     assert any(result.outcome.bad for result in found), found
@@ -53,6 +61,7 @@ def test_there_are_enough_of_them() -> None:
     assert all(adapter.caught_by for adapter in ALL_BROKEN)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adapter", ALL_BROKEN, ids=lambda adapter: adapter.__name__)
 def test_what_catches_it_accuses_nobody_else(runner: Runner, adapter: type[GoodAdapter]) -> None:
     """The checks that a broken adapter fails pass on the good one that it is made from."""
@@ -74,6 +83,17 @@ def test_no_good_adapter_is_accused(adapter: type[GoodAdapter]) -> None:
     assert counts["passed"] > counts["skipped"] and counts["passed"] > 50
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", GOOD, ids=lambda adapter: adapter.__name__)
+@pytest.mark.parametrize(
+    "name", ["models.mlp", "operators.Relu", "bad_input.outputs", "concurrency.threads", "soak.runs"]
+)
+def test_nor_by_the_few_checks_that_are_run_each_time(runner: Runner, adapter: type[GoodAdapter], name: str) -> None:
+    result = run(runner, adapter, name)
+    assert result.outcome is Outcome.PASSED, result
+
+
+@pytest.mark.long
 def test_each_way_of_ending_is_told_apart(runner: Runner) -> None:
     crashed = run(runner, SegfaultsInRun, "models.mlp")
     assert crashed.outcome is Outcome.CRASHED and "SIGSEGV" in crashed.reason
@@ -254,14 +274,16 @@ class TestMended(AdapterConformance):
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_lines_are_a_test_file(tmp_path: Path) -> None:
     (tmp_path / "test_vendor.py").write_text(_VENDOR)
     (tmp_path / "conftest.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n")
     arguments = ["-q", "-rA", "--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:xdist", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+        [sys.executable, "-m", "pytest", *arguments],
+        capture_output=True, text=True, cwd=tmp_path, check=False, env={**os.environ, "COLUMNS": "300"},
+    )  # fmt: skip
     lines = {line for line in done.stdout.splitlines() if line.startswith(("PASSED", "FAILED", "XFAIL", "SKIPPED"))}
     told = "\n".join(sorted(lines))
     assert "PASSED test_vendor.py::TestGood::test_conforms[operators.Relu]" in told, done.stdout
@@ -280,6 +302,7 @@ def command(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_writes_the_certificate(tmp_path: Path) -> None:
     data, page = tmp_path / "c.json", tmp_path / "c.html"

@@ -46,7 +46,7 @@ Outputs = dict[str, np.ndarray[Any, Any]]
 Extents = Mapping[str, int]
 
 FLOATS = (Precision.FP32, Precision.FP16, Precision.BF16)
-CALIBRATION, _ROWS = 8, 3
+CALIBRATION, _ROWS = 32, 3
 """Files to quantise by, and the examples in each."""
 
 

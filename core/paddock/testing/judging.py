@@ -16,10 +16,10 @@ from paddock.testing.singles import Grade
 Array = np.ndarray[Any, Any]
 
 BUDGET: Mapping[Precision, float] = MappingProxyType(
-    {Precision.FP32: 2e-5, Precision.FP16: 6e-3, Precision.BF16: 4e-2, Precision.INT8: 1e-1}
+    {Precision.FP32: 2e-5, Precision.FP16: 6e-3, Precision.BF16: 4e-2, Precision.INT8: 0.15}
 )
 """The largest error of a small model, over the reference's largest magnitude: what the order of sums explains in fp32,
-a few roundings of 11 and 8 bits, and 256 steps."""
+a few roundings of 11 and 8 bits, and 256 steps over a range that was seen on other samples."""
 
 _BITS = {Precision.FP32: 24, Precision.FP16: 11, Precision.BF16: 8}
 _LEAST = {Precision.FP32: 2.0**-126, Precision.FP16: 2.0**-14, Precision.BF16: 2.0**-126}
