@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from paddock.errors import PaddockError
 from paddock.testing.outcomes import Area
-
-if TYPE_CHECKING:
-    from paddock.testing.bench import Bench
 
 SECONDS = 60.0
 """How long one check may take before its process is ended."""
@@ -36,7 +33,8 @@ class Evidence:
     unproven: tuple[str, ...] = ()
 
 
-Action = Callable[["Bench"], Evidence | None]
+Action = Callable[[Any], Evidence | None]
+"""What a check does with a `paddock.testing.bench.Bench`."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""cpu/reference held to all that it declares."""
+"""cpu/reference held to all that it declares; `make conformance` runs it."""
 
 from __future__ import annotations
 
+import pytest
 from paddock.testing import AdapterConformance
 from paddock_reference.adapter import ReferenceAdapter
+
+pytestmark = pytest.mark.long
 
 
 class TestReference(AdapterConformance):
