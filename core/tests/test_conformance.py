@@ -8,7 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from paddock.errors import UsageError
 from paddock.plan import Precision
 from paddock.registry import Registry
 from paddock.testing.certificate import certify, html
+from paddock.testing.checks_honesty import _others as others
 from paddock.testing.judging import apart, narrowed, same_bits
 from paddock.testing.outcomes import Area, Outcome, Result, counted, judged
 from paddock.testing.runner import Runner, checks_for, chosen
@@ -26,6 +28,7 @@ from paddock.testing.singles import SINGLES, Grade, write_single
 from paddock.testing.zoo import ZOO
 from paddock_broken import BROKEN, GOOD, GoodAdapter, HangsInRun, NpuAdapter, SegfaultsInRun
 from paddock_broken_loud import LoudWhenImported
+from pydantic import BaseModel, Field
 
 ALL_BROKEN: list[type[GoodAdapter]] = [*BROKEN, LoudWhenImported]
 SLOW_TO_CATCH = {"HangsInRun": 12.0, "DeadlocksOnAnotherThread": 12.0}
@@ -193,6 +196,29 @@ def test_every_row_and_input_of_a_model_matters(tmp_path: Path, name: str) -> No
         assert any(not np.allclose(a, b, rtol=1e-3) for a, b in zip(first, other, strict=True)), key
 
 
+# Options.
+
+
+class Many(BaseModel):
+    """An option of each kind."""
+
+    flag: bool = True
+    level: Annotated[int, Field(ge=1, le=4)] = 2
+    share: float = 0.5
+    mode: Literal["a", "b"] = "a"
+    maybe: bool | None = None
+    text: str = "x"
+
+
+def test_other_values_of_an_option_are_such_as_it_takes() -> None:
+    bench: Any = SimpleNamespace(adapter=SimpleNamespace(Options=Many, tunables={}, savers={"options.text": ("y",)}))
+    found = {name: others(bench, name) for name in Many.model_fields}
+    assert found["flag"] == [False] and found["mode"] == ["b"] and found["maybe"] == [True] and found["text"] == ["y"]
+    assert set(found["level"]) <= {1, 3} and found["level"] and 0.5 not in found["share"] and found["share"]
+    bench.adapter.savers = {}
+    assert others(bench, "text") == [], "what it could be is not guessed"
+
+
 # What came of it.
 
 
@@ -236,6 +262,7 @@ def test_the_certificate_says_what_was_tested_and_what_nobody_could_prove() -> N
         result("operators.LSTM", Outcome.SKIPPED, "no <kernel>", refused=True),
         result("operators.Exp", Outcome.CRASHED, "SIGSEGV"),
         result("models.mlp", Outcome.FAILED, "1 of 2"),
+        result("operators.onnx_cases", Outcome.PASSED, matrix={"Relu": {"native": 2, "refused": 1}}),
     ]
     made = certify(registered, registry, results, [r.check for r in results], expected={"models.mlp": "known"})
     assert not made.conforms and made.unexpected == ("operators.Exp",) and not made.stale
@@ -243,11 +270,17 @@ def test_the_certificate_says_what_was_tested_and_what_nobody_could_prove() -> N
     assert data["operators"] == {"Relu": "native", "LSTM": "refused", "Exp": "crashed"} and data["models"] == {
         "mlp": "wrong"
     }
-    assert data["counts"] == {"passed": 1, "failed": 1, "crashed": 1, "hung": 0, "skipped": 1}
+    assert data["counts"] == {"passed": 2, "failed": 1, "crashed": 1, "hung": 0, "skipped": 1}
+    assert data["onnx_cases"] == {"Relu": {"native": 2, "refused": 1}}
     assert data["subject"]["onnx"] and data["unproven"] == {"operators.Relu": ["that it runs there"]}
     assert data["declared"]["precisions"] == ["bf16", "fp16", "fp32"] and data["run"] == {"quick": True, "whole": True}
     page = html(made)
-    assert "no &lt;kernel&gt;" in page and "does not conform" in page and "<script" not in page
+    assert (
+        "2 native, 1 refused" in page
+        and "no &lt;kernel&gt;" in page
+        and "does not conform" in page
+        and "<script" not in page
+    )
 
 
 # As a vendor's tests, and from the command line.
@@ -306,7 +339,7 @@ def command(*arguments: str) -> tuple[int, str]:
 @pytest.mark.slow
 def test_the_command_writes_the_certificate(tmp_path: Path) -> None:
     data, page = tmp_path / "c.json", tmp_path / "c.html"
-    asked = ("cpu/reference", "--quick", "--only", "operators.Relu", "--only", "contract.probe")
+    asked = ("cpu/reference", "--only", "operators.Relu", "--only", "contract.probe")
     status, said = command(*asked, "--json", str(data), "--html", str(page))
     assert status == 0, said
     assert "cpu/reference conforms" in said and "1 native" in said

@@ -22,7 +22,7 @@ class Certificate:
     """The outcome of one run, as plain data.
 
     `subject` says what was tested (adapter, distribution and version with the digest of its sources, SDK versions),
-    `host` on what. Where not all areas were run, `whole` is False.
+    `host` on what. `whole` is False where only some checks were asked for.
     """
 
     adapter: str
@@ -47,12 +47,17 @@ class Certificate:
     @property
     def operators(self) -> dict[str, str]:
         """By operator: native, refused, skipped, or what went wrong."""
-        return _ways(self.results, OPERATOR, without=("unknown",))
+        return _ways(self.results, OPERATOR, without=("unknown", "onnx_cases"))
 
     @property
     def models(self) -> dict[str, str]:
         """The same by whole model."""
         return _ways(self.results, MODEL, without=("any", "repeats"))
+
+    @property
+    def matrix(self) -> Mapping[str, Mapping[str, int]]:
+        """ONNX's own node cases by operator and way, where they were run."""
+        return next((r.matrix for r in self.results if r.matrix), {})
 
     @property
     def unproven(self) -> dict[str, tuple[str, ...]]:
@@ -75,6 +80,7 @@ class Certificate:
             "areas": {a.value: counted(r for r in self.results if r.area is a) for a in _areas(self.results)},
             "operators": self.operators,
             "models": self.models,
+            "onnx_cases": {operator: dict(ways) for operator, ways in self.matrix.items()},
             "unproven": {check: list(claims) for check, claims in self.unproven.items()},
             "expected": dict(self.expected),
             "unexpected": list(self.unexpected),
@@ -186,6 +192,9 @@ def html(certificate: Certificate) -> str:
         if ways:
             cells = "".join(f'<li><span class="{way}">{way}</span> {_text(name)}</li>' for name, way in ways.items())
             parts.append(f'<h2>{title}</h2>\n<ul class="grid">{cells}</ul>\n')
+    if c.matrix:
+        told = ((op, ", ".join(f"{n} {way}" for way, n in ways.items())) for op, ways in sorted(c.matrix.items()))
+        parts.append(f"<h2>ONNX's own node cases</h2>\n{_rows(told)}")
     if c.unproven:
         rows = ((check, "; ".join(claims)) for check, claims in c.unproven.items())
         parts.append(f"<h2>Claims that nobody could prove</h2>\n{_rows(rows)}")

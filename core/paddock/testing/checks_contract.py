@@ -54,7 +54,8 @@ def _imports_no_sdk(bench: Bench) -> Evidence:
         raise Broken(f"importing {bench.adapter.__module__} prints {said[:80]!r}")
     if changed:
         raise Broken(f"importing {bench.adapter.__module__} changes the environment: {', '.join(changed)}")
-    return Evidence(f"none of {', '.join(sorted(_packages(bench.probe))) or 'nothing: its probe names no SDK'}")
+    packages = sorted(_packages(bench.probe))
+    return Evidence(f"none of {', '.join(packages)}" if packages else "its probe names no SDK")
 
 
 @TABLE.check("probe", "probe() never raises, imports no SDK, answers the same again and takes next to no time")

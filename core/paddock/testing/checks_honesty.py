@@ -6,11 +6,14 @@ import enum
 import hashlib
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from paddock.child import Child, Children
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, StrictnessError
+from paddock.spi import Adapter, Process
 from paddock.testing.bench import Bench, Serving
 from paddock.testing.judging import apart
 from paddock.testing.outcomes import Area
@@ -24,7 +27,7 @@ def _options(bench: Bench) -> Evidence:
     fields = bench.adapter.Options.model_fields
     if not fields:
         raise Skipped("the adapter has no options")
-    plain, told = _traces(bench, {}), []
+    plain, told = _found(bench, {}), []
     unproven: list[str] = []
     for name in fields:
         values = _others(bench, name)
@@ -47,7 +50,7 @@ def _options(bench: Bench) -> Evidence:
 def _tried(bench: Bench, name: str, value: Any, plain: _Traces) -> str:
     """How one other value shows."""
     try:
-        found = _traces(bench, {name: value})
+        found = _found(bench, {name: value})
     except (Refused, ConfigError, NotAvailable, StrictnessError, BuildFailed):
         return "refused"
     key = f"options.{name}"
@@ -64,6 +67,19 @@ class _Traces(typing.NamedTuple):
     settings: dict[str, Any]
     facts: dict[str, Any]
     files: dict[str, str]
+
+
+def _found(bench: Bench, options: dict[str, Any]) -> _Traces:
+    """`_traces`, in a process of its own where options stick to a process."""
+    if bench.adapter.process is Process.SHARED:
+        return _traces(bench, options)
+    with Child("an option") as child:
+        return child.call(_traces_there, bench.adapter, bench.folder, bench.quick, options)
+
+
+def _traces_there(adapter: type[Adapter], folder: Path, quick: bool, options: dict[str, Any]) -> _Traces:
+    with Children() as children:
+        return _traces(Bench(adapter, folder, children, quick), options)
 
 
 def _traces(bench: Bench, options: dict[str, Any]) -> _Traces:

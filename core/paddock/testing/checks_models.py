@@ -52,9 +52,9 @@ def model_checks(bench_names: tuple[str, ...]) -> list[Check]:
 
 @MODELS.check("any", "at least one whole model of the kit is served")
 def _any(bench: Bench) -> Evidence:
-    bench.precision, bench.format  # noqa: B018 - where there is no device or no model, there is nothing to serve
+    precision, format = bench.precision, bench.format  # where there is no device or no model, nothing can be served
     try:
-        return Evidence(f"{bench.plain.stem} in {bench.precision}")
+        return Evidence(f"{bench.plain.stem} ({format}) in {precision}")
     except Skipped as error:
         raise Broken(error.problem) from error
 
@@ -155,17 +155,24 @@ def _onnx_cases(bench: Bench) -> Evidence:
     if "onnx" not in bench.adapter.formats:
         raise Skipped("it takes no ONNX models")
     tolerance = 0.0 if bench.precision is Precision.FP32 else BUDGET[bench.precision]
-    settings = Settings(precision=bench.precision, tolerance=tolerance)
+    ranked = [entry.adapter.name() for entry in bench.registry.references("onnx")]
+    helper = tuple(name for name in ranked if name != bench.name)[:1]
+    settings = Settings(helper, repair=False, precision=bench.precision, tolerance=tolerance)
     results = run_nodes(node_cases(), (bench.name,), settings, tested=bench.adapter)
-    bench.enter()
+    matrix: dict[str, dict[str, int]] = {}
+    for result in results:
+        ways = matrix.setdefault(result.operator, {})
+        ways[result.outcome.value] = ways.get(result.outcome.value, 0) + 1
     gone = [r for r in results if r.outcome in (Way.CRASHED, Way.HUNG)]
     wrong = [*unexpected(results), *gone]
     totals = Counter(r.outcome for r in results)
     counts = ", ".join(f"{totals[o]} {o}" for o in Way if totals[o])
     if wrong:
         listed = "; ".join(f"{r.case}: {r.outcome}: {r.reason}" for r in wrong[:8])
-        raise Broken(f"{counts}; {len(wrong)} are not as the standard says: {listed}")
-    return Evidence(counts)
+        broken = Broken(f"{counts}; {len(wrong)} are not as the standard says: {listed}")
+        broken.matrix = matrix
+        raise broken
+    return Evidence(f"{counts}; helped by {', '.join(helper) or 'nobody'}", matrix=matrix)
 
 
 @OPERATORS.check("unknown", "an operator that nobody knows is refused with a reason, not tried")

@@ -134,7 +134,9 @@ def _judged(serving: Serving, name: str, precision: Precision) -> Evidence:
 
 for _precision in Precision:
     TABLE.check(
-        f"computed.{_precision}", f"{_precision}, where declared, is what is computed in, and no worse than it must be"
+        f"computed.{_precision}",
+        f"{_precision}, where declared, is what is computed in, and no worse than it must be",
+        seconds=600,  # quantisers take their time
     )(_computed(_precision))
 for _precision in (Precision.FP32, Precision.FP16):
     TABLE.check(f"keeps_bits.{_precision}", f"no operand is narrower than {_precision}")(_keeps_bits(_precision))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -46,7 +46,8 @@ class Result:
     """One check on one adapter.
 
     `reason` says why it did not pass, or on what evidence it did; `refused`: it was skipped because the adapter itself
-    said no; `unproven` are claims that it could neither confirm nor refute.
+    said no; `unproven` are claims that it could neither confirm nor refute; `matrix` counts the cases that it consists
+    of, by operator and way.
     """
 
     check: str
@@ -56,6 +57,7 @@ class Result:
     reason: str = ""
     refused: bool = False
     unproven: tuple[str, ...] = ()
+    matrix: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:

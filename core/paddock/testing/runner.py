@@ -178,7 +178,8 @@ def _run_here(adapter: type[Adapter], name: str, folder: Path, quick: bool) -> R
     except ChildFailed as error:  # what the adapter did in a child of the check's own
         return result(_ended(error), error.problem)
     except PaddockError as error:
-        return result(Outcome.FAILED, error.problem + (f" ({error.candidates[0]})" if error.candidates else ""))
+        more = f" ({error.candidates[0]})" if error.candidates else ""
+        return result(Outcome.FAILED, error.problem + more, matrix=dict(getattr(error, "matrix", {})))
     except (Exception, SystemExit) as error:
         return result(Outcome.FAILED, first_line(error))
-    return result(Outcome.PASSED, evidence.text, unproven=evidence.unproven)
+    return result(Outcome.PASSED, evidence.text, unproven=evidence.unproven, matrix=evidence.matrix)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from paddock.errors import PaddockError
 from paddock.testing.outcomes import Area
 
-SECONDS = 60.0
-"""How long one check may take before its process is ended."""
+SECONDS = 120.0
+"""How long one check may take before its process is ended: a hundred times what most take, for hosts that are busy."""
 
 
 class Broken(PaddockError):
-    """Raised by a check: the adapter does not keep this promise."""
+    """Raised by a check: the adapter does not keep this promise. `matrix`: see `Evidence`."""
+
+    matrix: Mapping[str, Mapping[str, int]] = MappingProxyType({})
 
 
 class Skipped(PaddockError):
@@ -27,10 +30,14 @@ class Refused(Skipped):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a check saw where it passed; `unproven` are claims that it could neither confirm nor refute."""
+    """What a check saw where it passed.
+
+    `unproven` are claims that it could neither confirm nor refute; `matrix` counts cases by operator and way.
+    """
 
     text: str = ""
     unproven: tuple[str, ...] = ()
+    matrix: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 Action = Callable[[Any], Evidence | None]
