@@ -9,7 +9,7 @@ NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
 DOWNLOAD := 440 MB
 DISK     := 1.6 GB
 
-.PHONY: demo test long lint bench precision memory isolation auto nodes light schema clean
+.PHONY: demo test long lint bench precision memory isolation auto nodes light conformance schema clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -57,6 +57,11 @@ nodes: $(READY)
 # The nine real networks that ship with onnx, with random weights, on the same adapters.
 light: $(READY)
 	$(BIN)/python -m paddock.testing.light $(NODE_ADAPTERS:%=--adapter %) --chain cpu/onnxruntime,cpu/reference
+
+# Every adapter of these plugins, held to all that it declares; FORM=full adds sizes, runs and ONNX's own node tests.
+FORM ?= quick
+conformance: $(READY)
+	PADDOCK_CONFORMANCE=$(FORM) $(BIN)/python -m pytest -n 2 --dist loadscope $(wildcard plugins/*/tests/test_*_conformance.py)
 
 schema: $(READY)
 	$(BIN)/paddock schema > adapters_json/hardware_config.schema.json

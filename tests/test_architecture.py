@@ -39,9 +39,14 @@ ORDER = [
     "deployment", "shadow", "exchange", "warm", "requirements", "bundle",
     "contest", "contenders", "mixing_parts", "mixing", "tune", "auto",
     "sides", "facts", "diff", "bench", "bisect", "compare", "lowered",
-    "testing", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
-    "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli",
-    "diff_cli", "bench_cli", "bundle_cli", "plugins_cli", "cli",
+    "testing.outcomes", "testing.table", "testing.singles", "testing.zoo", "testing.bench", "testing.judging",
+    "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
+    "testing.__main__", "testing.light",
+    "testing.checks_contract", "testing.checks_models", "testing.checks_honesty", "testing.checks_precision",
+    "testing.checks_input", "testing.checks_concurrency", "testing.checks_memory",
+    "testing.runner", "testing.certificate", "testing.conformance", "testing",
+    "show", "terminal", "cache_cli", "tune_cli",
+    "diff_cli", "bench_cli", "bundle_cli", "plugins_cli", "conformance_cli", "cli",
 ]  # fmt: skip
 SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {

@@ -1,5 +1,5 @@
 """The command line: `paddock schema | plan | run | verify | bisect | cast | quantize` here, and `adapters |
-doctor | plugins | new-plugin | bench | tune | diff | export | cache` beside it.
+doctor | plugins | new-plugin | conformance | bench | tune | diff | export | cache` beside it.
 
 Whatever a backend prints goes to stderr, so that stdout holds the answer alone; with `--json` that is one JSON
 document, errors included. Exit codes come from the exceptions, in one table.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from paddock import bench_cli, bundle_cli, cache_cli, diff_cli, plugins_cli, tune_cli
+from paddock import bench_cli, bundle_cli, cache_cli, conformance_cli, diff_cli, plugins_cli, tune_cli
 from paddock.errors import PaddockError, UsageError
 from paddock.terminal import INTERNAL, Terminal, error_json, exit_code
 
@@ -42,6 +42,7 @@ app.command()(bench_cli.bench)
 app.command()(tune_cli.tune)
 app.command()(bundle_cli.export)
 app.command()(diff_cli.diff)
+app.command()(conformance_cli.conformance)
 
 ModelOption = Annotated[
     Path, typer.Option("--model", help="A Paddle model (.json, .pdiparams, stem, folder) or .onnx.")

@@ -49,6 +49,8 @@ class Format(ABC):
     """Node types whose output can share its inputs' memory; by default none is known to."""
     constants: ClassVar[frozenset[str]] = frozenset()
     """Node types without inputs whose output is the same in every run: a segment that reads one gets its own copy."""
+    examples: ClassVar[tuple[str, ...]] = ()
+    """Names of small models that `example` writes, plainest first, for adapters to be tested with."""
 
     def versions(self) -> tuple[str, ...]:
         """Versions of the SDK that reads it, from metadata: part of the key under which readings are kept."""
@@ -110,3 +112,7 @@ class Format(ABC):
         order, under the values' names, with the dtypes and shapes that `model.graph` states. Runs in a child process.
         """
         raise NotAvailable(f"the format {self.name} cannot be cut into segments")
+
+    def example(self, name: str, folder: Path) -> None:
+        """Writes one of `examples` into `folder`, seeded, its axis 0 open. Runs in a child process."""
+        raise NotAvailable(f"the format {self.name} has no examples", candidates=self.examples)

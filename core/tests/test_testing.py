@@ -306,7 +306,7 @@ def test_native_refused_wrong_and_a_worker_that_crashes(tmp_path: Path, moody: s
         results, key=id
     )
     found = by_case(results)
-    assert found["test_abs"].outcome is Outcome.REFUSED and "SIGABRT" in found["test_abs"].reason
+    assert found["test_abs"].outcome is Outcome.CRASHED and "SIGABRT" in found["test_abs"].reason
     assert found["test_relu"].outcome is Outcome.NATIVE and found["test_relu"].placed == {moody: 1}
     assert found["test_neg"].outcome is Outcome.WRONG and "3 of 3 elements" in found["test_neg"].reason
     assert found["test_exp"].outcome is Outcome.REFUSED and "not in the mood" in found["test_exp"].reason
@@ -318,7 +318,7 @@ def test_native_refused_wrong_and_a_worker_that_crashes(tmp_path: Path, moody: s
 def test_a_worker_that_hangs_is_ended(tmp_path: Path, moody: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "SECONDS", 3.0)
     (result,) = run_nodes([unary(tmp_path, "Ceil", X, np.ceil(X))], [moody], None, workers=1)
-    assert result.outcome is Outcome.REFUSED and "did not answer" in result.reason
+    assert result.outcome is Outcome.HUNG and "did not answer" in result.reason
 
 
 @pytest.mark.long
@@ -389,7 +389,16 @@ def test_the_matrix_and_its_json() -> None:
     assert "3 of 4 [expected: for a reason]" in text
     assert "wrong and not expected: other on a/b: 1 of 2" in text and "right, yet on the list: stale on a/b" in text
     data = json.loads(json.dumps(as_json(results, Settings(("c/d",)), known)))
-    assert data["totals"]["a/b"] == {"cases": 5, "right": 3, "native": 2, "helped": 1, "refused": 1, "wrong": 1}
+    assert data["totals"]["a/b"] == {
+        "cases": 5,
+        "right": 3,
+        "native": 2,
+        "helped": 1,
+        "refused": 1,
+        "wrong": 1,
+        "crashed": 0,
+        "hung": 0,
+    }
     assert data["unexpected"] == [["other", "a/b"]] and data["stale"] == [["stale", "a/b"]]
     assert data["chain"] == ["c/d"] and len(data["results"]) == 6
     assert data["results"][3]["outcome"] == "wrong" and data["results"][3]["reason"] == "1 of 2"

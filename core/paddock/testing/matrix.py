@@ -13,7 +13,10 @@ from rich.table import Table
 from paddock.testing.known import KNOWN, Known, stale, unexpected
 from paddock.testing.nodes import Outcome, Result, Settings
 
-_COLORS = {Outcome.NATIVE: "green", Outcome.HELPED: "cyan", Outcome.REFUSED: "yellow", Outcome.WRONG: "red"}
+_COLORS = {Outcome.NATIVE: "green", Outcome.HELPED: "cyan", Outcome.REFUSED: "yellow", Outcome.WRONG: "red"} | {
+    Outcome.CRASHED: "red",
+    Outcome.HUNG: "red",
+}
 
 
 def show_matrix(out: Console, results: Sequence[Result], known: Mapping[str, Known] = KNOWN) -> None:
@@ -76,8 +79,8 @@ def as_json(results: Sequence[Result], settings: Settings, known: Mapping[str, K
 
 
 def _show_reasons(out: Console, results: Sequence[Result], known: Mapping[str, Known]) -> None:
-    """What is wrong, then what was refused, each with its reason; an expected one is marked with why."""
-    for outcome in (Outcome.WRONG, Outcome.REFUSED):
+    """What crashed, hung or is wrong, then what was refused, with the reasons; an expected one is marked with why."""
+    for outcome in (Outcome.CRASHED, Outcome.HUNG, Outcome.WRONG, Outcome.REFUSED):
         found = [r for r in results if r.outcome is outcome]
         if not found:
             continue

@@ -2,7 +2,7 @@
 
 Every case is deployed, checked by Paddock on the case's own inputs, run on them, and only then compared with the
 outputs that the standard expects. Workers are processes of their own: one that crashes or hangs is ended, its case is
-counted as refused, and the run goes on.
+counted so, and the run goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from typing import Any
 from paddock.child import Child, Children
 from paddock.deployment import Deployment, deploy
 from paddock.errors import ChildFailed, NotAvailable, PaddockError, UsageError
+from paddock.plan import Precision
 from paddock.registry import Registry
+from paddock.spi import Adapter
+from paddock.testing.bench import under_test
 from paddock.testing.cases import Case, DataSet, data_sets
 from paddock.testing.comparing import difference
 
@@ -42,6 +45,10 @@ class Outcome(StrEnum):
     """No answer, but a reason."""
     WRONG = "wrong"
     """Another answer than the standard's, and nobody said so."""
+    CRASHED = "crashed"
+    """The worker ended; in a deployment that would be this process."""
+    HUNG = "hung"
+    """It did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,15 @@ class Settings:
 
     `chain` are the adapters that may help, in order; the one under test is left out of it. `repair` moves nodes that
     are wrong to them, and means nothing without them. `max_error` is Paddock's own budget against its reference, None
-    for the default.
+    for the default. `precision` is what to compute in, and `tolerance`, relative and absolute, what that may lose where
+    it is more than the case admits.
     """
 
     chain: tuple[str, ...] = ()
     repair: bool = True
     max_error: float | None = None
+    precision: Precision = Precision.FP32
+    tolerance: float = 0.0
 
     def config(self, adapter: str) -> dict[str, Any]:
         """The config of one deployment.
@@ -64,6 +74,8 @@ class Settings:
         """
         hardware, _, backend = adapter.partition("/")
         found: dict[str, Any] = {"hardware": hardware, "backend": backend, "strict": False}
+        if self.precision is not Precision.FP32:
+            found["precision"] = self.precision.value
         if helpers := [name for name in self.chain if name != adapter]:
             found |= {"fallback": helpers, "repair": self.repair}
         if self.max_error is not None:
@@ -117,6 +129,7 @@ def run_nodes(
     settings: Settings | None = None,
     workers: int = 2,
     told: Callable[[Result], None] | None = None,
+    tested: type[Adapter] | None = None,
 ) -> tuple[Result, ...]:
     """Every case on every adapter (`hardware/backend`), in the order of `cases`, then of `adapters`.
 
@@ -124,6 +137,7 @@ def run_nodes(
         settings: What to deploy with; no chain and repair by default.
         workers: How many processes work side by side.
         told: Called with each result as it comes, from one thread at a time.
+        tested: A class that stands for its name whether a plugin brings it or not.
 
     Works in a cache of its own, so that nothing from an earlier run answers.
     """
@@ -144,7 +158,7 @@ def run_nodes(
                         number = tasks.get_nowait()
                     except queue.Empty:
                         return
-                    result = _in_worker(child, *wanted[number], settings or Settings(), folder)
+                    result = _in_worker(child, *wanted[number], settings or Settings(), folder, tested)
                     with lock:
                         results[number] = result
                         if told is not None:
@@ -166,26 +180,32 @@ def run_nodes(
     return tuple(results[number] for number in range(len(wanted)))
 
 
-def _in_worker(child: Child, case: Case, adapter: str, settings: Settings, folder: Path) -> Result:
+def _in_worker(
+    child: Child, case: Case, adapter: str, settings: Settings, folder: Path, tested: type[Adapter] | None
+) -> Result:
     before = time.perf_counter()
     try:
-        return child.call(_run_here, case, adapter, settings, folder, seconds=SECONDS)
+        return child.call(_run_here, case, adapter, settings, folder, tested, seconds=SECONDS)
     except PaddockError as error:
-        how = "the worker" if isinstance(error, ChildFailed) else "not an error of Paddock's:"
+        outcome, how = Outcome.REFUSED, "not an error of Paddock's:"
+        if isinstance(error, ChildFailed):
+            outcome, how = Outcome.HUNG if "did not answer" in error.problem else Outcome.CRASHED, "the worker"
         reason = f"{how} {_first_line(error)}"
-        return Result(case.name, case.operator, adapter, Outcome.REFUSED, reason, {}, time.perf_counter() - before)
+        return Result(case.name, case.operator, adapter, outcome, reason, {}, time.perf_counter() - before)
 
 
 @cache
-def _bench(folder: Path) -> tuple[Registry, Children]:
+def _bench(folder: Path, tested: type[Adapter] | None) -> tuple[Registry, Children]:
     """In a worker: the plugins and the children that all its cases share, and a cache and work folders of the run's."""
     os.environ["PADDOCK_CACHE"] = str(folder / "cache")
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-    return Registry.discover(), Children()
+    return Registry.discover() if tested is None else under_test(tested), Children()
 
 
-def _run_here(case: Case, adapter: str, settings: Settings, folder: Path) -> Result:
-    registry, children = _bench(folder)
+def _run_here(
+    case: Case, adapter: str, settings: Settings, folder: Path, tested: type[Adapter] | None = None
+) -> Result:
+    registry, children = _bench(folder, tested)
     before = time.perf_counter()
     data = data_sets(case)
     placed: Mapping[str, int] = {}
@@ -194,19 +214,22 @@ def _run_here(case: Case, adapter: str, settings: Settings, folder: Path) -> Res
         inputs = [one.inputs for one in data]
         with deploy(case.model, config, registry=registry, children=children, samples=inputs) as deployment:
             placed = Counter(node.adapter or "-" for node in deployment.plan.placement.nodes)
-            outcome, reason = _judged(case, adapter, deployment, data)
+            outcome, reason = _judged(case, adapter, deployment, data, settings.tolerance)
     except PaddockError as error:
         outcome, reason = Outcome.REFUSED, f"{type(error).__name__}: {_first_line(error)}"
     return Result(case.name, case.operator, adapter, outcome, reason, dict(placed), time.perf_counter() - before)
 
 
-def _judged(case: Case, adapter: str, deployment: Deployment, data: Sequence[DataSet]) -> tuple[Outcome, str]:
+def _judged(
+    case: Case, adapter: str, deployment: Deployment, data: Sequence[DataSet], tolerance: float
+) -> tuple[Outcome, str]:
+    rtol, atol = max(case.rtol, tolerance), max(case.atol, tolerance)
     elsewhere = [node for node in deployment.plan.placement.nodes if node.adapter != adapter]
     helpers = ", ".join(dict.fromkeys(str(node.adapter) for node in elsewhere))
     for one in data:
         found = deployment.run(one.inputs)
         for name, expected in one.outputs.items():
-            why = difference(found[name], expected, one.dtypes[name], case.rtol, case.atol)
+            why = difference(found[name], expected, one.dtypes[name], rtol, atol)
             if why is not None:
                 return Outcome.WRONG, f"output {name!r}: {why}" + (f"; with {helpers}" if helpers else "")
     if not elsewhere:

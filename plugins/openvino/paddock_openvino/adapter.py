@@ -390,11 +390,11 @@ class NpuOpenVino(_Accelerator):
     openvino_device: ClassVar[str] = "NPU"
 
 
-def _shapes(graph: Graph) -> dict[str, list[int | tuple[int, int] | None]]:
+def _shapes(graph: Graph) -> dict[str, list[int | list[int] | None]]:
     """The extents of each input whose rank is known, by axis: a number, a range, or None where nothing bounds it."""
-    found: dict[str, list[int | tuple[int, int] | None]] = {}
+    found: dict[str, list[int | list[int] | None]] = {}
     for value in graph.input_values:
         if value.shape is not None:
             ranges = [graph.range_of(dim) for dim in value.shape]
-            found[value.name] = [None if r is None else r.min if r.fixed else (r.min, r.max) for r in ranges]
+            found[value.name] = [None if r is None else r.min if r.fixed else [r.min, r.max] for r in ranges]
     return found

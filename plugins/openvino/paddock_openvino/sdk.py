@@ -33,12 +33,12 @@ def core() -> Any:
     return openvino().Core()
 
 
-def read_bounded(model_path: str, shapes: dict[str, list[int | tuple[int, int] | None]]) -> Any:
+def read_bounded(model_path: str, shapes: dict[str, list[int | list[int] | None]]) -> Any:
     """The model read and reshaped.
 
     Args:
         model_path: The ONNX file.
-        shapes: For each input to reshape: an extent, a range (min, max), or None for unbounded, by axis.
+        shapes: For each input to reshape: an extent, a range [min, max], or None for unbounded, by axis.
 
     Raises whatever OpenVINO raises, RuntimeError as a rule.
     """
@@ -49,7 +49,7 @@ def read_bounded(model_path: str, shapes: dict[str, list[int | tuple[int, int] |
     for name, extents in shapes.items():
         if name in ports:
             dims = [
-                ov.Dimension() if e is None else ov.Dimension(*e) if isinstance(e, (tuple, list)) else ov.Dimension(e)
+                ov.Dimension() if e is None else ov.Dimension(*e) if isinstance(e, list) else ov.Dimension(e)
                 for e in extents
             ]
             wanted[ports[name]] = ov.PartialShape(dims)

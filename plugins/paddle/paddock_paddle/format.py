@@ -17,6 +17,7 @@ from paddock.model import Files, Model
 from paddock.plan import Segment
 from paddock.spi import Aliasing, Format
 
+from paddock_paddle import examples
 from paddock_paddle.sdk import AGAIN
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class PaddleFormat(Format):
     name: ClassVar[str] = "paddle"
     suffixes: ClassVar[tuple[str, ...]] = (PROGRAM, PARAMS)
     spi_version: ClassVar[int] = 1
+    examples: ClassVar[tuple[str, ...]] = tuple(examples.EXAMPLES)
     converts_to: ClassVar[tuple[str, ...]] = ("onnx",)
     gathers: ClassVar[Mapping[str, tuple[int, int]]] = {
         "pd_op.embedding": (0, 1),
@@ -64,6 +66,10 @@ class PaddleFormat(Format):
     constants: ClassVar[frozenset[str]] = frozenset(
         f"pd_op.{op}" for op in ("assign_value", "full", "full_int_array", "tril_indices", "triu_indices")
     )
+
+    def example(self, name: str, folder: Path) -> None:
+        """Written by Paddle itself, which is imported."""
+        examples.write(name, folder)
 
     def versions(self) -> tuple[str, ...]:
         """The SDKs that convert; reading depends on neither."""

@@ -1,0 +1,166 @@
+"""Threads, many sessions, loading again, closing twice: as the adapter declares its concurrency."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from paddock.host import InProcessHost, first_line
+from paddock.spi import Session, Threading
+from paddock.testing.bench import Bench, Serving
+from paddock.testing.judging import apart
+from paddock.testing.outcomes import Area
+from paddock.testing.table import Broken, Evidence, Refused, Skipped, Table
+
+TABLE = Table(Area.CONCURRENCY)
+THREADS, RUNS = 8, 12
+_WAIT = 30.0
+"""Seconds that threads have to come back: no run of a small model takes one."""
+
+
+def _in_threads(actions: list[Callable[[], Any]]) -> None:
+    """Runs them all at once; raises the first error, and `Broken` where one does not come back."""
+    failures: list[BaseException] = []
+    gate = threading.Barrier(len(actions))
+
+    def run(action: Callable[[], Any]) -> None:
+        try:
+            gate.wait()
+            action()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(action,), daemon=True) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(_WAIT)
+    if failures:
+        raise failures[0]
+    if any(thread.is_alive() for thread in threads):
+        raise Broken(f"runs on {len(actions)} threads did not come back within {_WAIT:g} s")
+
+
+def _right(serving: Serving, run: Callable[[Any], Any], sample: Any, wanted: Any, when: str) -> None:
+    found = dict(serving.prepared.translation.answer(run, sample))
+    if (why := apart(wanted, found, serving.precision)) is not None:
+        raise Broken(f"{when}: {why}")
+
+
+@TABLE.check("threads", "requests from many threads are answered each with its own answer, as concurrency declares")
+def _threads(bench: Bench) -> Evidence:
+    kind = bench.adapter.concurrency.threading
+    for path in dict.fromkeys((bench.plain, bench.moving)):
+        with bench.serving(path) as serving:
+            samples = [serving.sample(seed) for seed in range(THREADS)]
+            wanted = serving.expected(*samples)
+            host = InProcessHost(lambda serving=serving: serving.segment.load(lambda m: None), kind, 1, bench.name)  # type: ignore[misc]
+
+            def many(serving: Serving, host: InProcessHost, sample: Any, should: Any) -> Callable[[], None]:
+                def run() -> None:
+                    for _ in range(RUNS):
+                        _right(serving, host.run, sample, should, f"on {THREADS} threads")
+
+                return run
+
+            _in_threads([many(serving, host, s, w) for s, w in zip(samples, wanted, strict=True)])
+            host.close()
+    return Evidence(f"{kind}: {THREADS} threads, {RUNS} runs each")
+
+
+@TABLE.check("another_thread", "a session that is bound to no thread also runs on one that did not load it")
+def _another_thread(bench: Bench) -> None:
+    if bench.adapter.concurrency.threading is Threading.BOUND:
+        raise Skipped("its sessions are bound to the thread that loaded them")
+    with bench.serving(bench.plain) as serving:
+        session = serving.load()
+        sample = serving.sample()
+        (wanted,) = serving.expected(sample)
+        _right(serving, session.run, sample, wanted, "on the thread that loaded it")
+        for _ in range(2):
+            _in_threads([lambda: _right(serving, session.run, sample, wanted, "on another thread")])
+        _right(serving, session.run, sample, wanted, "back on the first")
+
+
+@TABLE.check("sessions", "several sessions of one artifact live side by side, and closing one leaves the others")
+def _sessions(bench: Bench) -> None:
+    with bench.serving(bench.plain) as serving:
+        sessions = [serving.load() for _ in range(4)]
+        samples = [serving.sample(seed) for seed in range(4)]
+        wanted = serving.expected(*samples)
+        for turn in range(3):
+            for i, session in enumerate(sessions):
+                at = (i + turn) % 4
+                _right(serving, session.run, samples[at], wanted[at], f"with {len(sessions)} sessions open")
+            sessions.pop(0).close()
+
+
+@TABLE.check("two_models", "two models served at once do not disturb each other")
+def _two_models(bench: Bench) -> None:
+    for name in bench.names:
+        path = bench.model(name)
+        if path == bench.plain:
+            continue
+        try:
+            with bench.serving(path) as other, bench.serving(bench.plain) as serving:
+                pairs = [(s, s.load(), s.sample(3)) for s in (other, serving, other)]
+                wanted = [s.expected(sample)[0] for s, _, sample in pairs]
+                for _ in range(3):
+                    for (s, session, sample), should in zip(pairs, wanted, strict=True):
+                        _right(s, session.run, sample, should, "with another model loaded")
+                return
+        except Refused:
+            continue
+    raise Skipped("it serves only one model of the kit")
+
+
+@TABLE.check("reload", "an artifact loads again and again, and is as right as the first time")
+def _reload(bench: Bench) -> None:
+    with bench.serving(bench.plain) as serving:
+        sample = serving.sample()
+        (wanted,) = serving.expected(sample)
+        for time in range(5):
+            session = serving.load()
+            _right(serving, session.run, sample, wanted, f"loaded {time + 1} times")
+            session.close()
+
+
+@TABLE.check("close_twice", "closing twice is fine, also unused; a run after it ends with an error or an answer")
+def _close_twice(bench: Bench) -> Evidence:
+    with bench.serving(bench.plain) as serving:
+        unused, used = serving.load(), serving.load()
+        sample = serving.sample()
+        serving.answer(used, sample)
+        for session in (unused, used):
+            for time in ("", " again"):
+                try:
+                    session.close()
+                except Exception as error:
+                    raise Broken(f"closing{time} raises {first_line(error)}") from error
+        try:
+            serving.answer(used, sample)
+        except Exception as error:
+            return Evidence(f"a run after it: {first_line(error)}")
+        return Evidence("a run after it still answers")
+
+
+@TABLE.check("fork", "a fork answers as its original does, and each closes without the other")
+def _fork(bench: Bench) -> Evidence:
+    with bench.serving(bench.plain) as serving:
+        session = serving.load()
+        fork: object = session.fork()
+        if fork is None:
+            if bench.adapter.concurrency.shares_weights:
+                raise Broken("the adapter declares shares_weights, and its sessions do not fork")
+            raise Skipped("its sessions do not fork")
+        if not isinstance(fork, Session):
+            raise Broken(f"fork() returned a {type(fork).__name__}, not a Session")
+        samples = [serving.sample(seed) for seed in (0, 1)]
+        wanted = serving.expected(*samples)
+        for _ in range(2):
+            _right(serving, session.run, samples[0], wanted[0], "the original")
+            _right(serving, fork.run, samples[1], wanted[1], "the fork")
+        fork.close()
+        _right(serving, session.run, samples[1], wanted[1], "the original, its fork closed")
+        return Evidence("shares weights" if bench.adapter.concurrency.shares_weights else "")

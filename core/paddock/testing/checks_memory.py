@@ -1,0 +1,155 @@
+"""Memory: what was planned bounds what is taken, a budget is kept, and nothing grows however long it serves."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import psutil
+
+from paddock.deployment import deploy
+from paddock.errors import MemoryRefused, NotAvailable
+from paddock.footprint import largest, measure
+from paddock.planning.memory import readable
+from paddock.resident import settled
+from paddock.testing.bench import Bench
+from paddock.testing.judging import apart
+from paddock.testing.outcomes import Area
+from paddock.testing.table import Broken, Evidence, Refused, Skipped, Table
+
+MEMORY = Table(Area.MEMORY)
+SOAK = Table(Area.SOAK)
+
+MIB = 1 << 20
+_RUNS = 150, 3000
+"""Runs of a soak: quick, and long."""
+_LOADS = 12, 60
+_SLACK = 3 * MIB
+"""Growth of the resident size that is noise: allocators keep pages in pieces."""
+_WIDE = 8192
+"""Columns of the soak's model: 32 KiB a row, so that a forgotten answer shows in a hundred runs."""
+
+
+@MEMORY.check("planned", "what sessions take, measured in a process of their own, is at most what the adapter planned")
+def _planned(bench: Bench) -> Evidence:
+    with bench.serving(bench.plain) as serving:
+        prepared = serving.prepared
+        memory = prepared.plan.memory
+        if memory.kind != "host":
+            raise Skipped(f"its memory is the {memory.kind}'s, and only the host's is measured from here")
+        found = measure(prepared, [serving.segment.artifact], largest(prepared))
+        taken = readable(found.peak)
+        if memory.most is None:
+            return Evidence(f"{taken} taken", ("a bound: footprint() tells none",))
+        if found.peak > memory.most:
+            raise Broken(f"sessions take {taken}, and at most {readable(memory.most)} was planned")
+        return Evidence(f"{taken} taken, between {readable(memory.least)} and {readable(memory.most)} planned")
+
+
+@MEMORY.check("budget", "a model over memory.limit is refused before anything of it is loaded")
+def _budget(bench: Bench) -> Evidence:
+    with bench.serving(bench.plain) as serving:
+        config = {**serving.prepared.config.as_data(), "memory": {"limit": 64}, "accuracy": {"verify": "off"}}
+        try:
+            with deploy(serving.path, config, registry=bench.registry, children=bench.children):
+                pass
+        except MemoryRefused as error:
+            return Evidence(error.problem)
+        except NotAvailable as error:
+            raise Skipped(error.problem) from error
+        raise Broken("it was deployed with a limit of 64 bytes")
+
+
+def _wide(bench: Bench) -> Any:
+    """A model with large inputs and answers and next to nothing to compute, as far as the adapter serves one."""
+    from onnx import TensorProto, helper, save
+
+    if bench.format != "onnx":
+        return bench.plain
+    path = bench.folder / "wide.onnx"
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", _WIDE]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "wide", [x], [y])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    try:
+        with bench.serving(path):
+            return path
+    except Refused:
+        return bench.plain
+
+
+def _plateau(what: str, times: int, action: Callable[[int], None], slack: int = _SLACK) -> str:
+    """Does it again and again; raises `Broken` where the second half adds to what the first half took."""
+    sizes: list[int] = []
+    for number in range(times):
+        action(number)
+        if number >= times // 5 and number % max(1, times // 20) == 0:  # the first fifth fills pools and caches
+            gc.collect()
+            sizes.append(settled())
+    half = len(sizes) // 2
+    grown = int(median(sizes[half:]) - median(sizes[:half])) if _rises(sizes) else 0
+    if grown > slack:
+        raise Broken(
+            f"{what} {times} times makes the process {readable(grown)} larger from one half to the next, "
+            f"{readable(sizes[-1] - sizes[0])} in all: nothing says that it ends"
+        )
+    return f"{what} {times} times: {readable(max(0, sizes[-1] - sizes[0]))} more at the end"
+
+
+def _rises(sizes: Sequence[int]) -> bool:
+    """Whether it went on to the end: a last step alone is a pool that was filled late."""
+    quarter = max(1, len(sizes) // 4)
+    return min(sizes[-quarter:]) > max(sizes[:quarter])
+
+
+@SOAK.check("runs", "run after run the process stays as large as it was", seconds=300)
+def _runs(bench: Bench) -> Evidence:
+    times = _RUNS[0] if bench.quick else _RUNS[1]
+    with bench.serving(_wide(bench)) as serving:
+        session = serving.load()
+        extents = serving.extents()
+        feeds = [serving.feeds(serving.sample(seed, extents[-1])) for seed in range(2)]
+
+        def run(number: int) -> None:
+            session.run(feeds[number % 2])
+
+        return Evidence(_plateau("running", times, run))
+
+
+@SOAK.check("answers", "the answer after many runs is the answer of the first", seconds=300)
+def _answers(bench: Bench) -> Evidence:
+    times = _RUNS[0] if bench.quick else _RUNS[1]
+    with bench.serving(bench.plain) as serving:
+        session = serving.load()
+        extents = serving.extents()
+        samples = [serving.sample(seed, extents[seed % len(extents)]) for seed in range(7)]
+        wanted = serving.expected(*samples)
+        for number in range(times):
+            found = serving.answer(session, samples[number % 7])
+            if (why := apart(wanted[number % 7], found, serving.precision)) is not None:
+                raise Broken(f"after {number} runs: {why}")
+        return Evidence(f"{times} runs")
+
+
+@SOAK.check("loads", "loaded and closed again and again it leaves no memory, no thread and no open file", seconds=300)
+def _loads(bench: Bench) -> Evidence:
+    times = _LOADS[0] if bench.quick else _LOADS[1]
+    process = psutil.Process()
+    with bench.serving(bench.plain) as serving:
+        feeds = serving.feeds(serving.sample())
+        held: list[tuple[int, int]] = []
+
+        def load(number: int) -> None:
+            session = serving.load()
+            session.run(feeds)
+            session.close()
+            serving.forget(session)
+            held.append((threading.active_count() + process.num_threads(), process.num_fds()))
+
+        told = _plateau("loading", times, load)
+        for kind, first, last in zip(("threads", "open files"), held[times // 2], held[-1], strict=True):
+            if last - first >= times // 2 - 1:
+                raise Broken(f"each load leaves {kind}: {first} after {times // 2}, {last} after {times}")
+        return Evidence(f"{told}; {held[-1][1]} open files")
