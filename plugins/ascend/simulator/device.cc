@@ -291,8 +291,10 @@ void InitPlugin(CustomRuntimeParams* params) {
   params->sub_device_type = kind;
 
   // Kernels are registered when the library is loaded, and taken over by Paddle after this: what is missing goes here.
+  auto& kernels = phi::CustomKernelMap::Instance().Kernels();
   for (const auto& [kernel, planned] : Settings::get().faults) {
-    if (planned.fault == Fault::kMissing) phi::CustomKernelMap::Instance().Kernels().erase(kernel);
+    if (kernels.find(kernel) == kernels.end()) refuse("PADDOCK_SIMULATOR_FAULTS", kernel + " (no such kernel)");
+    if (planned.fault == Fault::kMissing) kernels.erase(kernel);
   }
 
   C_DeviceInterface* device = params->interface;

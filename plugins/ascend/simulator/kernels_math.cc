@@ -165,7 +165,9 @@ void SoftmaxKernel(const Context& context, const DenseTensor& x, int axis, Dense
       T largest = -std::numeric_limits<T>::infinity();
       for (int64_t i = 0; i < length; ++i) largest = std::max(largest, values[inner + i * step]);
       double sum = 0;
-      for (int64_t i = 0; i < length; ++i) sum += found[inner + i * step] = std::exp(values[inner + i * step] - largest);
+      for (int64_t i = 0; i < length; ++i) {
+        sum += found[inner + i * step] = std::exp(values[inner + i * step] - largest);
+      }
       for (int64_t i = 0; i < length; ++i) found[inner + i * step] = static_cast<T>(found[inner + i * step] / sum);
     }
   }
@@ -203,7 +205,8 @@ void LayerNormKernel(const Context& context, const DenseTensor& x, const paddle:
 }  // namespace simulator
 
 #define NUMBERS float, int64_t, int32_t
-#define REGISTER(kernel, Name, ...) PD_REGISTER_PLUGIN_KERNEL(kernel, npu, ALL_LAYOUT, simulator::Name##Kernel, __VA_ARGS__)
+#define REGISTER(kernel, Name, ...) \
+  PD_REGISTER_PLUGIN_KERNEL(kernel, npu, ALL_LAYOUT, simulator::Name##Kernel, __VA_ARGS__)
 
 REGISTER(add, Add, NUMBERS) {}
 REGISTER(subtract, Subtract, NUMBERS) {}

@@ -290,7 +290,8 @@ template <typename T, typename Context>
 void EmbeddingKernel(const Context& context, const DenseTensor& ids, const DenseTensor& table, int64_t padding,
                      DenseTensor* out) {
   const Call call("embedding", context, out);
-  PADDLE_ENFORCE_EQ(padding == -1, true, common::errors::Unimplemented("The simulated NPU's embedding takes no padding"));
+  PADDLE_ENFORCE_EQ(padding == -1, true,
+                    common::errors::Unimplemented("The simulated NPU's embedding takes no padding"));
   take_any<T>(context, table, ids, 0, out);
 }
 
@@ -325,7 +326,8 @@ void WhereKernel(const Context& context, const DenseTensor& which, const DenseTe
 }  // namespace simulator
 
 #define ELEMENTS float, int64_t, int32_t, bool
-#define REGISTER(kernel, Name, ...) PD_REGISTER_PLUGIN_KERNEL(kernel, npu, ALL_LAYOUT, simulator::Name##Kernel, __VA_ARGS__)
+#define REGISTER(kernel, Name, ...) \
+  PD_REGISTER_PLUGIN_KERNEL(kernel, npu, ALL_LAYOUT, simulator::Name##Kernel, __VA_ARGS__)
 
 REGISTER(reshape, Reshape, ELEMENTS) {}
 REGISTER(flatten, Flatten, ELEMENTS) {}

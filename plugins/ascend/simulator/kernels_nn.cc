@@ -305,7 +305,8 @@ void TopkKernel(const Context& context, const DenseTensor& x, const phi::Scalar&
 
 }  // namespace simulator
 
-#define REGISTER(kernel, Name, ...) PD_REGISTER_PLUGIN_KERNEL(kernel, npu, ALL_LAYOUT, simulator::Name##Kernel, __VA_ARGS__)
+#define REGISTER(kernel, Name, ...) \
+  PD_REGISTER_PLUGIN_KERNEL(kernel, npu, ALL_LAYOUT, simulator::Name##Kernel, __VA_ARGS__)
 
 REGISTER(matmul, Matmul, float) {}
 REGISTER(matmul_with_flatten, MatmulWithFlatten, float) {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import paddock
-from paddock.plan import Plan
+from paddock.config import HardwareConfig
+from paddock.errors import NotAvailable
+from paddock.model import Model
+from paddock.plan import Plan, Precision, PrecisionPlan, Segment
 from paddock.registry import Registry
-from paddock.spi import Devices, Probe
+from paddock.spi import Artifact, Context, Devices, Probe, ResolvedConfig, SegmentMemory, SegmentPlan
 from paddock_ascend import simulator
 from paddock_ascend.adapters import NpuAscend
+from paddock_paddle.format import PaddleFormat
 
 NPU = {"hardware": "npu", "backend": "ascend"}
 
@@ -29,6 +33,8 @@ class Ran:
     outcome: str
     calls: Mapping[str, int]
     peak: int
+    left: int
+    """Bytes of the device's memory taken at most, and once the deployment is closed."""
 
 
 def export(folder: Path) -> None:
@@ -83,16 +89,10 @@ def ran(model: Path, feeds: Mapping[str, Any], config: Mapping[str, Any] | None 
         for _ in range(times):
             answers = deployment.run(feeds)
         called = {name: count - before.get(name, 0) for name, count in simulator.calls().items()}
-        report = deployment.report
-        return Ran(
-            answers, deployment.plan, report.error, report.outcome.value,
-            {name: count for name, count in called.items() if count}, simulator.memory()[1],
-        )  # fmt: skip
-
-
-def planned(model: Path, config: Mapping[str, Any] | None = None) -> Plan:
-    """The plan alone."""
-    return paddock.plan(model, {**NPU, **(config or {})})
+        report, plan = deployment.report, deployment.plan
+    made = {name: count for name, count in called.items() if count}
+    left, peak = simulator.memory()
+    return Ran(answers, plan, report.error, report.outcome.value, made, peak, left)
 
 
 def reference(model: Path, feeds: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -107,6 +107,11 @@ def probed() -> tuple[Probe, Devices]:
     registered = registry.get("npu/ascend")
     probe = registry.probe(registered)
     return probe, registry.devices(registered, probe)
+
+
+def probed_here() -> Devices:
+    """What the device says in this process."""
+    return NpuAscend.probe_device()
 
 
 def raw_calls(model: Path, feeds: Mapping[str, Any]) -> dict[str, int]:
@@ -125,6 +130,44 @@ def raw_calls(model: Path, feeds: Mapping[str, Any]) -> dict[str, int]:
     return simulator.calls()
 
 
-def folder() -> str:
-    """A new folder, gone with the system's temporary files."""
-    return tempfile.mkdtemp()
+def compiled(path: Path, work: Path) -> Artifact:
+    """The artifact of a whole model, by the adapter itself."""
+    adapter, model = _adapter(), _model(path)
+    graph = model.graph
+    segment = Segment(0, adapter.name(), tuple(range(len(graph.nodes))), graph.inputs, graph.outputs)
+    plan = SegmentPlan(segment, PrecisionPlan(Precision.FP32), SegmentMemory())
+    return adapter.compile(model, plan, Context(work, work))
+
+
+def loaded(artifact: Artifact, work: Path) -> int | None:
+    """How many kernels a session of it has on the device."""
+    session = _adapter().load(artifact, Context(work, work))
+    try:
+        return session.observed().nodes
+    finally:
+        session.close()
+
+
+def too_late(folder: Path) -> str:
+    """What the adapter says where Paddle was imported before anything told it of the device."""
+    import paddle
+
+    assert not paddle.device.get_all_custom_device_type()
+    os.environ[simulator.ROOT] = str(folder)
+    config = paddle.inference.Config("there.json", "is.pdiparams")
+    try:
+        _adapter().configure(config, {"device": 0})
+    except NotAvailable as error:
+        return error.problem
+    return ""
+
+
+def _adapter() -> NpuAscend:
+    return NpuAscend(ResolvedConfig(HardwareConfig.load(NPU), NpuAscend.Options(), 1), None)
+
+
+def _model(path: Path) -> Model:
+    format = PaddleFormat()
+    files = format.locate(path)
+    assert files is not None
+    return Model("paddle", files, "test", format.read(files))

@@ -27,23 +27,51 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from paddock.errors import BuildFailed, NotAvailable, Unsupported
+from paddock.errors import BuildFailed, MemoryRefused, NotAvailable, PaddockError, RunFailed, Unsupported
 from paddock.model import Model
 from paddock.plan import Precision, Verdict
-from paddock.spi import Artifact, Context, Device, Devices, Probe, SegmentPlan, Session
+from paddock.spi import Arrays, Artifact, Context, Device, Devices, Observed, Probe, SegmentPlan, Session
 
 from paddock_paddle import sdk
 from paddock_paddle.adapters import PaddleAdapter
 from paddock_paddle.kernels import REGISTRY, registry
 from paddock_paddle.placer import Placer
-from paddock_paddle.predictor import PaddleSession
+from paddock_paddle.predictor import HOST, PaddleSession
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROOT = "CUSTOM_DEVICE_ROOT"
 BLACK_LIST = "CUSTOM_DEVICE_BLACK_LIST"
 
+_NO_MEMORY = ("ResourceExhausted", "Out of memory", "CustomDevice error, the error code is : 2")
+"""What Paddle says where an allocation on a device fails; 2 is C_FAILED of device_ext.h: the resource is exhausted."""
+
 _PROGRAM = "the program that Paddle made"
+
+
+class DeviceSession(PaddleSession):
+    """A predictor on a custom device."""
+
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """As on the CPU; says so where the device's memory does not suffice, which Paddle tells by a number."""
+        try:
+            return super().run(feeds, outputs)
+        except RunFailed as error:
+            if _is_out_of_memory(error):
+                raise RunFailed(
+                    f"the device has not enough memory for this request: {error.problem}",
+                    remedy="smaller requests (batch_size, shapes), or fewer instances on the device",
+                ) from error
+            raise
+
+    def observed(self) -> Observed:
+        """As on the CPU, but for the nodes: only the kernels on a device count, not those on the host."""
+        found = super().observed()
+        here = sum(count for (name, _), count in self.realised.kernels.items() if name not in HOST)
+        return replace(found, nodes=here)
 
 
 class CustomDeviceAdapter(PaddleAdapter):
@@ -53,6 +81,7 @@ class CustomDeviceAdapter(PaddleAdapter):
     all of Paddle, and cannot be loaded later. What it reads from the environment it reads then, once.
     """
 
+    session: ClassVar[type[PaddleSession]] = DeviceSession
     device_type: ClassVar[str]
     """What its library registers: an entry of `paddle.device.get_all_custom_device_type()`."""
     distributions: ClassVar[tuple[str, ...]] = ()
@@ -66,7 +95,7 @@ class CustomDeviceAdapter(PaddleAdapter):
         return Probe(Verdict.yes("nothing more is asked", "the adapter's declaration"))
 
     @classmethod
-    def device(cls, index: int) -> tuple[str, int | None]:
+    def describe(cls, index: int) -> tuple[str, int | None]:
         """The name of a device and the bytes of its memory, where they are known; runs where Paddle is imported."""
         return f"{cls.device_type}:{index}", None
 
@@ -99,7 +128,7 @@ class CustomDeviceAdapter(PaddleAdapter):
             return Devices(Verdict.no(f"no device of the type {cls.device_type} is visible", source))
         kernels = [dtypes[cls.device_type] for dtypes in registry().values() if cls.device_type in dtypes]
         precisions = {precision: _computes(precision, kernels) for precision in sorted(cls.precisions)}
-        described = [cls.device(index) for index in range(count)]
+        described = [cls.describe(index) for index in range(count)]
         devices = [Device(i, name, precisions, size, cls.hardware) for i, (name, size) in enumerate(described)]
         facts = {"paddlepaddle": str(paddle.version.full_version), "kernels": len(kernels)}
         return Devices(Verdict.yes("", source), tuple(devices), facts)
@@ -150,7 +179,15 @@ class CustomDeviceAdapter(PaddleAdapter):
         return session
 
     def _session(self, artifact: Artifact, context: Context) -> PaddleSession:
-        session = super().load(artifact, context)
+        try:
+            session = super().load(artifact, context)
+        except BuildFailed as error:
+            if _is_out_of_memory(error):
+                raise MemoryRefused(
+                    f"the device has not enough memory to load the model: {error.problem}",
+                    remedy="free some of it, or use another device",
+                ) from error
+            raise
         assert isinstance(session, PaddleSession)
         return session
 
@@ -185,6 +222,10 @@ def libraries() -> Sequence[Path]:
     """The libraries that Paddle would load."""
     place = folder()
     return () if place is None else sorted(place.glob("*.so"))
+
+
+def _is_out_of_memory(error: PaddockError) -> bool:
+    return any(sign in error.problem for sign in _NO_MEMORY)
 
 
 def _versions(distributions: Sequence[str]) -> dict[str, str]:

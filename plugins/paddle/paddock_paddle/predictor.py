@@ -29,7 +29,8 @@ _BLOCKS = re.compile(r'= "(?!builtin\.|onednn_kernel\.)[^"(]+" \[id:')
 """In that program: an operation with blocks (an if, a while)."""
 _STORED = re.compile(r'\((%\d+)\) = "builtin\.(?:parameter|constant)"')
 _NORM = re.compile(r'= "batch_norm_\(phi_kernel\)" \(([^)]*)\)')
-_HOST = frozenset({"CPU", "ONEDNN", "Undefined"})
+HOST = frozenset({"CPU", "ONEDNN", "Undefined"})
+"""The backends of kernels that run on the CPU."""
 _SHARED = frozenset({"float32", "float64", "float16", "int32", "int64", "bool"})
 """The dtypes of which Paddle takes memory that is not its own."""
 _NOISE = re.compile(r"\w+CheckIfOneDNNSupport\s*")
@@ -74,7 +75,7 @@ class Realised:
     @property
     def on_host(self) -> bool:
         """Whether every kernel is one of the CPU's, so that all of them read the host's memory."""
-        return bool(self.kernels) and {name for name, _ in self.kernels} <= _HOST
+        return bool(self.kernels) and {name for name, _ in self.kernels} <= HOST
 
     def on(self, backend: str) -> int:
         """How many kernels are of a backend ("CPU", "ONEDNN")."""
