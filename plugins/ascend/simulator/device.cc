@@ -34,8 +34,8 @@ std::string text_of(const char* name) {
 // Ends the process for settings that are none: a typing error must not pass for a device without faults.
 [[noreturn]] void refuse(const std::string& name, const std::string& text) {
   std::string words = "Paddock simulated NPU: cannot read " + name + "=" + text + "\n";
-  if (write(2, words.data(), words.size()) < 0) std::abort();
-  std::abort();
+  if (write(2, words.data(), words.size()) < 0) _exit(2);
+  _exit(1);
 }
 
 size_t number_of(const std::string& name, const std::string& text) {

@@ -154,9 +154,8 @@ def too_late(folder: Path) -> str:
 
     assert not paddle.device.get_all_custom_device_type()
     os.environ[simulator.ROOT] = str(folder)
-    config = paddle.inference.Config("there.json", "is.pdiparams")
     try:
-        _adapter().configure(config, {"device": 0})
+        _adapter().configure(paddle.inference.Config(), {"device": 0})
     except NotAvailable as error:
         return error.problem
     return ""

@@ -149,6 +149,8 @@ def test_a_crash_later_on_is_the_end_of_the_process_that_serves(simulate: Simula
 def test_settings_that_are_none_end_the_process_with_a_reason(simulate: Simulate) -> None:
     with pytest.raises(ChildFailed, match="cannot read PADDOCK_SIMULATOR_FAULTS=worng"):
         simulate(faults="worng:relu").call(calls.probed_here)
+    with pytest.raises(ChildFailed, match="no such kernel"):
+        simulate(faults="wrong:rleu").call(calls.probed_here)
     with pytest.raises(NotAvailable, match="no such setting"):
         simulator.environment(Path(), speed="high")
 
@@ -186,7 +188,7 @@ def test_the_device_says_what_it_is_and_computes_in(simulate: Simulate, models: 
 
 def test_capacity_and_limit_are_kept(simulate: Simulate, models: Path) -> None:
     path = models / "convolution.json"
-    refused(simulate(memory="2000"), path, MemoryRefused)
+    refused(simulate(memory="1500"), path, MemoryRefused)
     child = simulate()
     shapes = {"x": [3, 3, 16, 16]}
     found = child.call(calls.ran, path, FEEDS["convolution"], {"shapes": shapes})

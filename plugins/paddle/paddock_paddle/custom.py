@@ -38,7 +38,7 @@ from paddock_paddle import sdk
 from paddock_paddle.adapters import PaddleAdapter
 from paddock_paddle.kernels import REGISTRY, registry
 from paddock_paddle.placer import Placer
-from paddock_paddle.predictor import HOST, PaddleSession
+from paddock_paddle.predictor import PaddleSession
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,9 +69,7 @@ class DeviceSession(PaddleSession):
 
     def observed(self) -> Observed:
         """As on the CPU, but for the nodes: only the kernels on a device count, not those on the host."""
-        found = super().observed()
-        here = sum(count for (name, _), count in self.realised.kernels.items() if name not in HOST)
-        return replace(found, nodes=here)
+        return replace(super().observed(), nodes=self.realised.apart)
 
 
 class CustomDeviceAdapter(PaddleAdapter):

@@ -48,6 +48,15 @@ class Realised:
     operations: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """How many kernels there are of each (backend, operation), the operation without dialect and "_"."""
 
+    @property
+    def apart(self) -> int:
+        """How many kernels run on a device of their own, moves between the memories left out."""
+        return sum(
+            count
+            for (backend, name), count in self.operations.items()
+            if backend not in HOST and not name.startswith(_MOVES)
+        )
+
     def hosted(self, device: str) -> dict[str, int]:
         """The operations, each with its count, that Paddle left to the CPU though it was given a device of this type.
 

@@ -78,7 +78,7 @@ def test_a_type_that_paddle_does_not_know_is_a_verdict_and_no_abort(models: Path
     config = HardwareConfig.load({"hardware": "npu", "backend": "acme"})
     adapter = NpuAcme(ResolvedConfig(config, NpuAcme.Options(), 1), None)
     with pytest.raises(NotAvailable, match="no devices of the type acme in this process"):
-        adapter.configure(paddle.inference.Config("there.json", "is.pdiparams"), {"device": 0})
+        adapter.configure(paddle.inference.Config(), {"device": 0})
 
 
 def kernels(*names: str, dtype: str = "float32") -> Kernels:
