@@ -63,6 +63,7 @@ FOR_PLUGINS = {
         "testing",
         "defects",
         "machine",
+        "cache",
     )
 }
 # Paddle is also what users call their models; the backends of this name are not to be named.

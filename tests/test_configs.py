@@ -37,6 +37,7 @@ NOT_READY = {
     "cpu/reference bf16": "computed in software, for checks and not for serving",
     "cpu/onnxruntime fp16": "storage only on the CPUs that there are",
     "cpu/onnxruntime bf16": "storage only on the CPUs that there are",
+    "npu/ascend fp16": "Paddle ignores it without a word for the programs of today",
     "cpu/openvino fp16": "needs AVX-512 FP16, which no machine of ours has had",
     **dict.fromkeys(
         ("cpu/onnxruntime int8", "cpu/openvino int8", "cpu/mkldnn int8"), "needs samples of the model to quantise by"

@@ -7,13 +7,16 @@ theirs. Latencies are measured interleaved, each config in a process of its own.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from paddock.bench import Entry, bench
-from paddock.errors import AccuracyRefused, NotAvailable
+from paddock.errors import AccuracyRefused, NotAvailable, PaddockError
 from paddock.machine import cpu
+from paddock_ascend import simulator
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
@@ -26,6 +29,8 @@ MODELS = ("deepseek", "resnet")
 NO_WORKAROUNDS = "cpu-mkldnn-no-workarounds"
 REPAIRED = "cpu-mkldnn-repaired"
 ABSENT_HARDWARE = ("gpu-", "npu-")
+SIMULATED = "npu-ascend-simulated"
+"""`npu-ascend` where Paddle's library for it is the simulated NPU."""
 BF16_FLAG = "avx512f"
 
 LEGEND = """\
@@ -38,11 +43,15 @@ Paddle 3.3 with oneDNN, which corrupts rotary embeddings without a word: the dec
 such embedding and is verified. cpu-mkldnn-repaired adds "repair": true and a fallback: the few nodes to blame are
 searched for and moved to plain Paddle, and all the others stay on oneDNN (column nodes). bf16 is unavailable on a CPU
 without AVX-512; on one with it, verified or refused by its own error (a routed decoder may flip experts). gpu-tensorrt
-and npu-ascend wait for their plugins and their hardware."""
+waits for its plugin, and it and npu-ascend for their hardware. npu-ascend-simulated is npu/ascend on the Paddock
+simulated NPU: C++ loops in the host's memory behind Paddle's interface for devices. It shows that nodes are placed, run
+and checked there (column nodes; others go to the fallback that the config names), and nothing of an Ascend."""
 
 
 def expected(model: str, config: str) -> frozenset[str]:
     """The verdicts that a row may have on this host."""
+    if config == SIMULATED:
+        return frozenset({"verified"})
     if config.startswith(ABSENT_HARDWARE):
         return frozenset({"unavailable"})
     if config == NO_WORKAROUNDS:
@@ -66,6 +75,27 @@ def configs() -> Mapping[str, str]:
     ready = [path for path in sorted((ROOT / "adapters_json").glob("*.json")) if "schema" not in path.name]
     own = [Path(__file__).with_name(f"{name}.json") for name in (NO_WORKAROUNDS, REPAIRED)]
     return {path.stem: str(path) for path in (*ready, *own)}
+
+
+@contextmanager
+def simulated(tell: Callable[[str], None]) -> Iterator[Mapping[str, str]]:
+    """The config for the simulated NPU, while children of this process find that; nothing where it cannot be built."""
+    try:
+        tell("building the simulated NPU")
+        place = simulator.build()
+    except PaddockError as error:
+        tell(f"no simulated NPU: {error.problem}")
+        yield {}
+        return
+    before = os.environ.get(simulator.ROOT)
+    os.environ[simulator.ROOT] = str(place)
+    try:
+        yield {SIMULATED: str(Path(__file__).with_name(f"{SIMULATED}.json"))}
+    finally:
+        if before is None:
+            del os.environ[simulator.ROOT]
+        else:
+            os.environ[simulator.ROOT] = before
 
 
 def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
@@ -99,8 +129,12 @@ def main() -> int:
     found: list[tuple[str, ...]] = []
     with errors.status("exporting the models with paddle.jit.save") as status:
         for model in MODELS:
+            tell = _teller(status, model)
             path = EXPORTS[model](arguments.models / model)
-            entries = bench(path, configs(), seconds=arguments.seconds, progress=_teller(status, model))
+            entries = bench(path, configs(), seconds=arguments.seconds, progress=tell)
+            with simulated(tell) as more:
+                if more:  # by itself: a simulator's speed is nobody's, and takes the cores from the others
+                    entries += bench(path, more, seconds=arguments.seconds, progress=tell)
             found += rows(model, entries)
     show(found)
     unexpected = [row for row in found if row[-1] != "as expected"]

@@ -67,6 +67,7 @@ class PaddleAdapter(Adapter):
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.BOUND)
     prints_on_first_run: ClassVar[bool] = False
     """Whether Paddle prints on stdout while it runs for the first time."""
+    session: ClassVar[type[PaddleSession]] = PaddleSession
 
     @classmethod
     def probe(cls) -> Probe:
@@ -168,9 +169,7 @@ class PaddleAdapter(Adapter):
             for name in artifact.facts["deleted_passes"]:
                 config.delete_pass(name)
             predictor, realised = create(config)
-            return PaddleSession(
-                predictor, artifact.outputs, self.read_back(config), realised, self.prints_on_first_run
-            )
+            return self.session(predictor, artifact.outputs, self.read_back(config), realised, self.prints_on_first_run)
         except PaddockError:
             raise
         except Exception as error:

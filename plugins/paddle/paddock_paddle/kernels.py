@@ -8,7 +8,7 @@ Paddle's YAML says and Python does not: here any of them will do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -95,12 +95,12 @@ class Selector:
         return verdict
 
     def _own(self, node: Node, graph: Graph) -> Verdict:
-        if node.op.startswith(("builtin.", "cf.")) or node.op in _OF_THE_EXECUTOR or node.op == FETCH:
+        if needs_no_kernel(node):
             return Verdict.yes("needs no kernel", EXECUTOR)
         kernels = self._kernels(node.op)
         if kernels is None:
             return Verdict.provisional(f"no kernel is called like {node.op}; loading will tell", REGISTRY)
-        dtypes = {value for value in _dtypes(node, graph) if value is not None}
+        dtypes = dtypes_of(node, graph)
         fast = kernels.get(self.backend, frozenset())
         wanted = {self.computes_in if dtype == "float32" else dtype for dtype in dtypes}
         if dtypes & kernels.get("CPU", frozenset()) or not dtypes:
@@ -118,10 +118,15 @@ class Selector:
         return self.known.get(name) or self.known.get(name.removesuffix("_"))
 
 
+def needs_no_kernel(node: Node) -> bool:
+    """Whether Paddle's executor does a node by itself."""
+    return node.op.startswith(("builtin.", "cf.")) or node.op in _OF_THE_EXECUTOR or node.op == FETCH
+
+
 _SHOWN = {"ONEDNN": "oneDNN", "CUSTOM": "custom device"}
 
 
-def _dtypes(node: Node, graph: Graph) -> Iterator[str | None]:
-    for index in (*node.inputs, *node.outputs):
-        if index is not None:
-            yield graph.values[index].dtype
+def dtypes_of(node: Node, graph: Graph) -> set[str]:
+    """The dtypes of a node's operands and results, as far as they are known."""
+    found = (graph.values[index].dtype for index in (*node.inputs, *node.outputs) if index is not None)
+    return {dtype for dtype in found if dtype is not None}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from paddock.errors import RunFailed, UsageError
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 _LAST = "IR after lowering"
 _KERNEL = re.compile(r"kernel_key:<backend:(\w+)\|layout:[^|]*\|dtype:(\w+)>")
+_OPERATION = re.compile(r'kernel_key:<backend:(\w+)\|.*?\bop_name:"(?:\w+\.)?(\w+)"')
+_MOVES = ("memcpy", "shadow_", "data", "fetch")
+"""How operations are called that only bring values from one memory to another."""
 _BLOCKS = re.compile(r'= "(?!builtin\.|onednn_kernel\.)[^"(]+" \[id:')
 """In that program: an operation with blocks (an if, a while)."""
 _STORED = re.compile(r'\((%\d+)\) = "builtin\.(?:parameter|constant)"')
 _NORM = re.compile(r'= "batch_norm_\(phi_kernel\)" \(([^)]*)\)')
-_HOST = frozenset({"CPU", "ONEDNN", "Undefined"})
+HOST = frozenset({"CPU", "ONEDNN", "Undefined"})
+"""The backends of kernels that run on the CPU."""
 _SHARED = frozenset({"float32", "float64", "float16", "int32", "int64", "bool"})
 """The dtypes of which Paddle takes memory that is not its own."""
 _NOISE = re.compile(r"\w+CheckIfOneDNNSupport\s*")
@@ -40,6 +44,30 @@ class Realised:
     kernels: Mapping[tuple[str, str], int]
     keeps_inputs: bool = False
     """Whether the program is known to leave its inputs' memory as it was."""
+
+    operations: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """How many kernels there are of each (backend, operation), the operation without dialect and "_"."""
+
+    @property
+    def apart(self) -> int:
+        """How many kernels run on a device of their own, moves between the memories left out."""
+        return sum(
+            count
+            for (backend, name), count in self.operations.items()
+            if backend not in HOST and not name.startswith(_MOVES)
+        )
+
+    def hosted(self, device: str) -> dict[str, int]:
+        """The operations, each with its count, that Paddle left to the CPU though it was given a device of this type.
+
+        Moves between the memories are none.
+        """
+        own = {device, "CUSTOM", "Undefined"}
+        return {
+            name: count
+            for (backend, name), count in sorted(self.operations.items())
+            if backend not in own and not name.startswith(_MOVES)
+        }
 
     @property
     def count(self) -> int | None:
@@ -56,7 +84,7 @@ class Realised:
     @property
     def on_host(self) -> bool:
         """Whether every kernel is one of the CPU's, so that all of them read the host's memory."""
-        return bool(self.kernels) and {name for name, _ in self.kernels} <= _HOST
+        return bool(self.kernels) and {name for name, _ in self.kernels} <= HOST
 
     def on(self, backend: str) -> int:
         """How many kernels are of a backend ("CPU", "ONEDNN")."""
@@ -82,7 +110,8 @@ def create(config: Any) -> tuple[Any, Realised]:
         return predictor, Realised({})
     last = text[text.rfind(_LAST) :]
     kernels = Counter((backend, dtype) for backend, dtype in _KERNEL.findall(last))
-    return predictor, Realised(kernels, bool(kernels) and _keeps_inputs(last))
+    operations = Counter((backend, name.removesuffix("_")) for backend, name in _OPERATION.findall(last))
+    return predictor, Realised(kernels, bool(kernels) and _keeps_inputs(last), operations)
 
 
 def _keeps_inputs(program: str) -> bool:

@@ -24,7 +24,7 @@ _ENVIRONMENT = {"GLOG_minloglevel": "2"}
 
 _LEFT_BEHIND = ("OMP_NUM_THREADS", "CUSTOM_DEVICE_ROOT")
 
-_TRACE = re.compile(r"-+|\d+\s+.*|C\+\+ Traceback.*|\[operator <.*")
+_TRACE = re.compile(r"-+|In user code:|\d+\s+.*|C\+\+ Traceback.*|\[operator <.*")
 
 _importing = threading.Lock()
 _printing = threading.Lock()

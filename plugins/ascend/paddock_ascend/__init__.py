@@ -1,0 +1,1 @@
+"""`npu/ascend`: Huawei Ascend NPUs, through Paddle's custom device."""
