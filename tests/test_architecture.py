@@ -48,7 +48,7 @@ ORDER = [
     "show", "terminal", "cache_cli", "tune_cli",
     "diff_cli", "bench_cli", "bundle_cli", "plugins_cli", "conformance_cli", "cli",
 ]  # fmt: skip
-SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
+SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "onnxruntime_qnn", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {
     f"paddock.{name}"
     for name in (

@@ -40,7 +40,8 @@ NOT_READY = {
     "npu/ascend fp16": "Paddle ignores it without a word for the programs of today",
     "cpu/openvino fp16": "needs AVX-512 FP16, which no machine of ours has had",
     **dict.fromkeys(
-        ("cpu/onnxruntime int8", "cpu/openvino int8", "cpu/mkldnn int8"), "needs samples of the model to quantise by"
+        ("cpu/onnxruntime int8", "cpu/openvino int8", "cpu/mkldnn int8", "npu/qualcomm int8"),
+        "needs samples of the model to quantise by",
     ),
 }
 

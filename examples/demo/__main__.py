@@ -7,6 +7,7 @@ theirs. Latencies are measured interleaved, each config in a process of its own.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +30,8 @@ MODELS = ("deepseek", "resnet")
 NO_WORKAROUNDS = "cpu-mkldnn-no-workarounds"
 REPAIRED = "cpu-mkldnn-repaired"
 ABSENT_HARDWARE = ("gpu-", "npu-")
-SIMULATED = "npu-ascend-simulated"
-"""`npu-ascend` where Paddle's library for it is the simulated NPU."""
+ASCEND, QUALCOMM = "npu-ascend-simulated", "npu-qualcomm-simulated"
+"""`npu-ascend` where Paddle's library for it is the simulated NPU, `npu-qualcomm` on Qualcomm's backend for x86."""
 BF16_FLAG = "avx512f"
 
 LEGEND = """\
@@ -43,14 +44,16 @@ Paddle 3.3 with oneDNN, which corrupts rotary embeddings without a word: the dec
 such embedding and is verified. cpu-mkldnn-repaired adds "repair": true and a fallback: the few nodes to blame are
 searched for and moved to plain Paddle, and all the others stay on oneDNN (column nodes). bf16 is unavailable on a CPU
 without AVX-512; on one with it, verified or refused by its own error (a routed decoder may flip experts). gpu-tensorrt
-waits for its plugin, and it and npu-ascend for their hardware. npu-ascend-simulated is npu/ascend on the Paddock
+waits for its plugin, and it, npu-ascend and npu-qualcomm for their hardware. npu-ascend-simulated is npu/ascend on the Paddock
 simulated NPU: C++ loops in the host's memory behind Paddle's interface for devices. It shows that nodes are placed, run
-and checked there (column nodes; others go to the fallback that the config names), and nothing of an Ascend."""
+and checked there (column nodes; others go to the fallback that the config names), and nothing of an Ascend.
+npu-qualcomm-simulated, for the decoder at 1x16 tokens and where onnxruntime-qnn is installed, is Qualcomm's own backend
+as it runs on x86: what it takes and computes is real, its speed says nothing about an NPU."""
 
 
 def expected(model: str, config: str) -> frozenset[str]:
     """The verdicts that a row may have on this host."""
-    if config == SIMULATED:
+    if config in (ASCEND, QUALCOMM):
         return frozenset({"verified"})
     if config.startswith(ABSENT_HARDWARE):
         return frozenset({"unavailable"})
@@ -78,7 +81,7 @@ def configs() -> Mapping[str, str]:
 
 
 @contextmanager
-def simulated(tell: Callable[[str], None]) -> Iterator[Mapping[str, str]]:
+def ascend(tell: Callable[[str], None]) -> Iterator[Mapping[str, str]]:
     """The config for the simulated NPU, while children of this process find that; nothing where it cannot be built."""
     try:
         tell("building the simulated NPU")
@@ -90,12 +93,21 @@ def simulated(tell: Callable[[str], None]) -> Iterator[Mapping[str, str]]:
     before = os.environ.get(simulator.ROOT)
     os.environ[simulator.ROOT] = str(place)
     try:
-        yield {SIMULATED: str(Path(__file__).with_name(f"{SIMULATED}.json"))}
+        yield {ASCEND: str(Path(__file__).with_name(f"{ASCEND}.json"))}
     finally:
         if before is None:
             del os.environ[simulator.ROOT]
         else:
             os.environ[simulator.ROOT] = before
+
+
+def qualcomm(model: str) -> Mapping[str, str]:
+    """The config for Qualcomm's simulated NPU by its name, for the decoder and where its package is here.
+
+    Its shapes are fixed, so that it is measured by itself. One image through ResNet-50 takes it minutes.
+    """
+    there = importlib.util.find_spec("onnxruntime_qnn") is not None and model == "deepseek"
+    return {QUALCOMM: str(Path(__file__).with_name(f"{QUALCOMM}.json"))} if there else {}
 
 
 def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
@@ -132,8 +144,9 @@ def main() -> int:
             tell = _teller(status, model)
             path = EXPORTS[model](arguments.models / model)
             entries = bench(path, configs(), seconds=arguments.seconds, progress=tell)
-            with simulated(tell) as more:
-                if more:  # by itself: a simulator's speed is nobody's, and takes the cores from the others
+            with ascend(tell) as simulated:
+                for more in filter(None, (simulated, qualcomm(model))):
+                    # Each by itself: a simulator's speed is nobody's, and takes the cores from the others.
                     entries += bench(path, more, seconds=arguments.seconds, progress=tell)
             found += rows(model, entries)
     show(found)
