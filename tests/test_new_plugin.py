@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from paddock.deployment import deploy
 from paddock.errors import UsageError
 from paddock.new_plugin import write_plugin
 from paddock.registry import Registry
+from paddock.testing.runner import Runner
 
 ROOT = Path(paddock.__file__).parents[2]
 
@@ -78,6 +80,15 @@ def test_it_deploys_as_it_stands(model: Path, registry: Registry, precision: str
         assert {node.adapter for node in deployment.plan.placement.nodes} == {"npu/zeta-two"}
         answer = deployment.run({"x": np.ones((2, 3, 8, 8), np.float32)})["y"]
         np.testing.assert_allclose(answer.sum(1), 1, rtol=2e-3)
+
+
+@pytest.mark.long
+def test_it_conforms(folder: Path) -> None:
+    adapter = importlib.import_module("paddock_zeta_two.adapter").ZetaTwo
+    with Runner() as runner:
+        results = runner.run_all(adapter)
+    assert not [f"{result.check}: {result.reason}" for result in results if result.outcome.bad]
+    assert sum(result.outcome.value == "passed" for result in results) > 50
 
 
 def test_it_is_sound_and_short(folder: Path) -> None:
