@@ -108,7 +108,8 @@ def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
         measured = entry.measured
         if measured is not None:
             detail = f"error {measured.report.error:.1e}"
-            cells = (measured.adapter, measured.precision, found, detail, measured.placed, f"{measured.p50:.2f}")
+            time = "-" if entry.label == SIMULATED else f"{measured.p50:.2f}"  # a simulator's speed is nobody's
+            cells = (measured.adapter, measured.precision, found, detail, measured.placed, time)
         else:
             assert entry.error is not None
             hardware, _, rest = entry.label.partition("-")
@@ -133,7 +134,7 @@ def main() -> int:
             path = EXPORTS[model](arguments.models / model)
             entries = bench(path, configs(), seconds=arguments.seconds, progress=tell)
             with simulated(tell) as more:
-                if more:  # by itself: a simulator's speed is nobody's, and takes the cores from the others
+                if more:  # by itself: it would take the cores from the others
                     entries += bench(path, more, seconds=arguments.seconds, progress=tell)
             found += rows(model, entries)
     show(found)
