@@ -120,7 +120,8 @@ def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
         measured = entry.measured
         if measured is not None:
             detail = f"error {measured.report.error:.1e}"
-            cells = (measured.adapter, measured.precision, found, detail, measured.placed, f"{measured.p50:.2f}")
+            time = "-" if entry.label == SIMULATED else f"{measured.p50:.2f}"  # a simulator's speed is nobody's
+            cells = (measured.adapter, measured.precision, found, detail, measured.placed, time)
         else:
             assert entry.error is not None
             hardware, _, rest = entry.label.partition("-")

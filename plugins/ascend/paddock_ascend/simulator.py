@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paddock.cache import Store
-from paddock.errors import BuildFailed, NotAvailable, PaddockError
+from paddock.errors import BuildFailed, NotAvailable, PaddockError, UsageError
 from paddock.machine import cpu
 
 NAME = "Paddock simulated NPU"
@@ -160,7 +160,7 @@ def environment(folder: Path, **settings: str) -> Mapping[str, str]:
     named = {f"PADDOCK_SIMULATOR_{name.upper()}": value for name, value in settings.items()}
     unknown = sorted(set(named) - set(SETTINGS))
     if unknown:
-        raise NotAvailable(f"the {NAME} has no such setting", candidates=list(SETTINGS), where=unknown[0])
+        raise UsageError(f"the {NAME} has no such setting", candidates=SETTINGS, where=unknown[0])
     return {ROOT: str(folder), **named}
 
 

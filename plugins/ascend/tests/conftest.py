@@ -52,6 +52,8 @@ def simulate(library: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
     def start(**settings: str) -> Child:
         monkeypatch.setenv("PADDOCK_CACHE", str(cache))
+        for name in simulator.SETTINGS:
+            monkeypatch.delenv(name, raising=False)
         for name, value in simulator.environment(library, **settings).items():
             monkeypatch.setenv(name, value)
         made.append(Child("a process with the simulated NPU"))

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import paddock
 from paddock.config import HardwareConfig
-from paddock.errors import NotAvailable
+from paddock.errors import NotAvailable, PaddockError
 from paddock.model import Model
 from paddock.plan import Plan, Precision, PrecisionPlan, Segment
 from paddock.registry import Registry
 from paddock.spi import Artifact, Context, Devices, Probe, ResolvedConfig, SegmentMemory, SegmentPlan
-from paddock_ascend import simulator
-from paddock_ascend.adapters import NpuAscend
+from paddock_ascend import adapters, simulator
+from paddock_ascend.adapters import AscendOptions, NpuAscend
 from paddock_paddle.format import PaddleFormat
 
 NPU = {"hardware": "npu", "backend": "ascend"}
@@ -161,8 +161,34 @@ def too_late(folder: Path) -> str:
     return ""
 
 
-def _adapter() -> NpuAscend:
-    return NpuAscend(ResolvedConfig(HardwareConfig.load(NPU), NpuAscend.Options(), 1), None)
+def claimed_flags() -> list[str]:
+    """What comes of three sessions in a process, each with flags of its own."""
+    found = []
+    for options in ({"storage_format": True}, {}, {"jit_compile": True}):
+        if options.get("jit_compile"):
+            adapters._claimed = None  # as if nothing had been loaded before
+        adapter = _adapter(**options)
+        try:
+            adapters._claim(AscendOptions(**options).flags())
+            read = adapter.read_back(_Configuration())
+            found.append(f"storage_format is {read['options.storage_format']}")
+        except PaddockError as error:
+            found.append(error.problem)
+    return [text.partition(": ")[0].removeprefix(_WHOLE) for text in found]
+
+
+_WHOLE = "its flags hold for a whole process, in which "
+
+
+class _Configuration:
+    """As much of a paddle.inference.Config as is read back."""
+
+    def cpu_math_library_num_threads(self) -> int:
+        return 1
+
+
+def _adapter(**options: Any) -> NpuAscend:
+    return NpuAscend(ResolvedConfig(HardwareConfig.load(NPU), AscendOptions(**options), 1), None)
 
 
 def _model(path: Path) -> Model:

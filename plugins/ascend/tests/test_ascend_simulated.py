@@ -22,6 +22,7 @@ from paddock.errors import (
     RunFailed,
     StrictnessError,
     Unsupported,
+    UsageError,
 )
 from paddock.plan import Plan, Precision
 from paddock_ascend import simulator
@@ -146,12 +147,20 @@ def test_a_crash_later_on_is_the_end_of_the_process_that_serves(simulate: Simula
         child.call(calls.ran, models / "convolution.json", FEEDS["convolution"], {}, 40)
 
 
+def test_a_hang_holds_the_process_that_asked(simulate: Simulate, models: Path) -> None:
+    child = simulate(faults="hang:relu@3")
+    path, feeds = models / "convolution.json", FEEDS["convolution"]
+    assert child.call(calls.raw_calls, path, feeds, seconds=60)["relu"] == 2
+    with pytest.raises(ChildFailed, match="did not answer within 20 s"):
+        child.call(calls.raw_calls, path, feeds, seconds=20)
+
+
 def test_settings_that_are_none_end_the_process_with_a_reason(simulate: Simulate) -> None:
     with pytest.raises(ChildFailed, match="cannot read PADDOCK_SIMULATOR_FAULTS=worng"):
         simulate(faults="worng:relu").call(calls.probed_here)
     with pytest.raises(ChildFailed, match="no such kernel"):
         simulate(faults="wrong:rleu").call(calls.probed_here)
-    with pytest.raises(NotAvailable, match="no such setting"):
+    with pytest.raises(UsageError, match="no such setting"):
         simulator.environment(Path(), speed="high")
 
 
@@ -205,6 +214,15 @@ def test_capacity_and_limit_are_kept(simulate: Simulate, models: Path) -> None:
 def test_a_device_that_comes_after_paddle_is_an_error_and_no_abort(library: Path) -> None:
     with Child("a process that imported Paddle before") as child:
         assert "no devices of the type npu in this process" in child.call(calls.too_late, library)
+
+
+def test_flags_hold_for_a_process_and_deployments_in_it_must_agree(library: Path) -> None:
+    with Child("a process without a device") as child:
+        assert child.call(calls.claimed_flags) == [
+            "storage_format is True",
+            "another deployment was loaded with others",
+            "Paddle's library has no FLAGS_npu_jit_compile",
+        ]
 
 
 @pytest.mark.parametrize("mark", ["", "[]", "{}", '{"digest": 1}', "\x00"])

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from paddock.errors import BuildFailed, MemoryRefused, NotAvailable, PaddockError, RunFailed, Unsupported
 from paddock.model import Model
 from paddock.plan import Precision, Verdict
-from paddock.spi import Arrays, Artifact, Context, Device, Devices, Observed, Probe, SegmentPlan, Session
+from paddock.spi import Arrays, Artifact, Context, Device, Devices, Observed, Probe, SegmentPlan, Selection, Session
 
 from paddock_paddle import sdk
 from paddock_paddle.adapters import PaddleAdapter
@@ -134,6 +134,14 @@ class CustomDeviceAdapter(PaddleAdapter):
     def selector(self, model: Model) -> Placer:
         """The device's own kernels, and nothing that Paddle would leave to the CPU."""
         return Placer(model.graph, backend=self.device_type)
+
+    def select_operators(self, model: Model, context: Context) -> Selection:
+        """A verdict for each node; where only the device is missing, what its library would have to tell is open."""
+        verdicts = super().select_operators(model, context).verdicts
+        if self.device is None:
+            unknown = Verdict.provisional("its kernels are told by its library, which is not here", REGISTRY)
+            verdicts = tuple(unknown if v.source == REGISTRY and not v.usable else v for v in verdicts)
+        return Selection(verdicts)
 
     def device_facts(self) -> Mapping[str, Any]:
         """Which device, by its index among those visible."""

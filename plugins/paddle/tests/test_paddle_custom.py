@@ -12,7 +12,7 @@ from paddock.config import HardwareConfig
 from paddock.errors import NotAvailable
 from paddock.model import Model
 from paddock.plan import Answer, Precision, Verdict
-from paddock.spi import Probe, ResolvedConfig
+from paddock.spi import Context, Device, Probe, ResolvedConfig
 from paddock_paddle.custom import BLACK_LIST, ROOT, CustomDeviceAdapter
 from paddock_paddle.format import PaddleFormat
 from paddock_paddle.kernels import Kernels
@@ -98,6 +98,16 @@ def test_what_has_no_kernel_on_the_device_is_refused_with_the_reason(models: Pat
     assert found["pd_op.add"].answer is Answer.NO and "CPU without a word" in found["pd_op.add"].reason
     narrow = Placer(graph, backend="acme", known=kernels("matmul", dtype="float16")).verdicts()[0]
     assert narrow.answer is Answer.NO and "takes float16, not float32" in narrow.reason
+
+
+def test_without_the_device_its_kernels_are_open(models: Path, tmp_path: Path) -> None:
+    """A plan that is only looked at; with the device, and no kernel in Paddle's registry, all is refused."""
+    config = ResolvedConfig(HardwareConfig.load({"hardware": "npu", "backend": "acme"}), NpuAcme.Options(), 1)
+    model, context = model_of(models, "softmax"), Context(tmp_path, tmp_path)
+    away = NpuAcme(config, None).select_operators(model, context).verdicts
+    assert {verdict.answer for verdict in away} == {Answer.PROVISIONAL}
+    here = NpuAcme(config, Device(0, "acme:0", {})).select_operators(model, context).verdicts
+    assert {verdict.answer for verdict in here} == {Answer.NO}
 
 
 def test_shapes_stay_on_the_host_and_what_is_made_of_them_does_not(models: Path) -> None:
