@@ -15,8 +15,6 @@ from paddock.deployment import deploy
 from paddock.errors import ChildLost
 from paddock.registry import Registry
 
-from examples.linear.export import export
-
 SDKS = {
     "cpu/onnxruntime": "onnxruntime", "cpu/openvino": "openvino", "cpu/mkldnn": "paddle", "cpu/paddle": "paddle",
 }  # fmt: skip
@@ -25,6 +23,8 @@ SDKS = {
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One layer, as a Paddle program."""
+    from examples.linear.export import export  # which imports paddle, and children import this module
+
     with Child("exporting") as child:
         return child.call(export, tmp_path_factory.mktemp("linear"))
 

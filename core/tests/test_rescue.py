@@ -209,6 +209,7 @@ def under_fire(deployment: Deployment, crashes: int) -> tuple[int, list[str]]:
             except BaseException as error:
                 wrong.append(f"{mark}: {error!r}")
             counts[number] += 1
+            time.sleep(chance.random() * 0.004)  # or four busy loops would keep the cores from what starts again
 
     askers = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
     for asker in askers:

@@ -31,7 +31,7 @@ from paddock.spi import Session, Threading
 from paddock.ward import Spares, Ward
 
 LOST = {
-    frail.SEGFAULT: "crashed with SIGSEGV; its last words: on the way down",
+    frail.SEGFAULT: "crashed with SIGSEGV; its last words: .*on the way down",
     frail.ABORT: "crashed with SIGABRT",
     frail.EXIT: "ended with status 3",
     frail.KILLED: "crashed with SIGKILL",

@@ -120,7 +120,7 @@ def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
         measured = entry.measured
         if measured is not None:
             detail = f"error {measured.report.error:.1e}"
-            time = "-" if entry.label == SIMULATED else f"{measured.p50:.2f}"  # a simulator's speed is nobody's
+            time = "-" if entry.label in (ASCEND, QUALCOMM) else f"{measured.p50:.2f}"  # a simulator's speed is nobody's
             cells = (measured.adapter, measured.precision, found, detail, measured.placed, time)
         else:
             assert entry.error is not None
@@ -147,7 +147,7 @@ def main() -> int:
             entries = bench(path, configs(), seconds=arguments.seconds, progress=tell)
             with ascend(tell) as simulated:
                 for more in filter(None, (simulated, qualcomm(model))):
-                    # Each by itself: a simulator's speed is nobody's, and takes the cores from the others.
+                    # Each by itself: it would take the cores from the others.
                     entries += bench(path, more, seconds=arguments.seconds, progress=tell)
             found += rows(model, entries)
     show(found)
