@@ -274,6 +274,9 @@ def test_the_certificate_says_what_was_tested_and_what_nobody_could_prove() -> N
     assert data["onnx_cases"] == {"Relu": {"native": 2, "refused": 1}}
     assert data["subject"]["onnx"] and data["unproven"] == {"operators.Relu": ["that it runs there"]}
     assert data["declared"]["precisions"] == ["bf16", "fp16", "fp32"] and data["run"] == {"quick": True, "whole": True}
+    alone = certify(registered, registry, results[:2], [r.check for r in results])
+    assert alone.idle and not alone.conforms, "what served no model has proven nothing"
+    assert certify(registered, registry, results[:2], [r.check for r in results], whole=False).conforms
     page = html(made)
     assert (
         "2 native, 1 refused" in page
