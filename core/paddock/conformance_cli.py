@@ -90,7 +90,9 @@ def conformance(
     ):
         if names:
             terminal.out.print(f"{what}: {', '.join(names)}", soft_wrap=True)
-    terminal.out.print(f"{registered.adapter.name()} {'conforms' if certificate.conforms else 'does not conform'}")
+    if certificate.idle:
+        terminal.out.print("[red]it served no model here, which proves nothing[/]")
+    terminal.out.print(f"{certificate.adapter} {'conforms' if certificate.conforms else 'does not conform'}")
     if not certificate.conforms:
         raise typer.Exit(DOES_NOT_CONFORM)
 

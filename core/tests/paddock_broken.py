@@ -10,10 +10,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import paddock_calls as calls
+from paddock.child import Children
 from paddock.errors import RunFailed
 from paddock.model import Model
 from paddock.plan import Means, Precision, PrecisionPlan, Verdict
@@ -32,6 +35,10 @@ from paddock.spi import (
     Shapes,
     Threading,
 )
+from paddock.testing import checks_models
+from paddock.testing.bench import Bench
+from paddock.testing.cases import node_cases
+from paddock.testing.table import Evidence
 from pydantic import BaseModel, ConfigDict
 
 Outputs = dict[str, "np.ndarray[Any, Any]"]
@@ -665,3 +672,11 @@ class LoadsOnlyHere(GoodAdapter):
         if not _COMPILED:
             raise KeyError("dtypes")
         return super().load(artifact, context)
+
+
+def few_cases(adapter: type[GoodAdapter], folder: Path, only: str) -> Evidence | None:
+    """The check of ONNX's own node cases, on a few of them; in a child, since a bench takes its process over."""
+    vars(checks_models)["node_cases"] = partial(node_cases, only)
+    check = next(c for c in checks_models.OPERATORS.checks if c.name == "operators.onnx_cases")
+    with Children() as children:
+        return check.action(Bench(adapter, folder / "bench", children))

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paddock import cli
+from paddock.child import call_in_child
 from paddock.errors import UsageError
 from paddock.plan import Precision
 from paddock.registry import Registry
@@ -26,7 +27,7 @@ from paddock.testing.outcomes import Area, Outcome, Result, counted, judged
 from paddock.testing.runner import Runner, checks_for, chosen
 from paddock.testing.singles import SINGLES, Grade, write_single
 from paddock.testing.zoo import ZOO
-from paddock_broken import BROKEN, GOOD, GoodAdapter, HangsInRun, NpuAdapter, SegfaultsInRun
+from paddock_broken import BROKEN, GOOD, GoodAdapter, HangsInRun, NpuAdapter, SegfaultsInRun, few_cases
 from paddock_broken_loud import LoudWhenImported
 from pydantic import BaseModel, Field
 
@@ -94,6 +95,13 @@ def test_no_good_adapter_is_accused(adapter: type[GoodAdapter]) -> None:
 def test_nor_by_the_few_checks_that_are_run_each_time(runner: Runner, adapter: type[GoodAdapter], name: str) -> None:
     result = run(runner, adapter, name)
     assert result.outcome is Outcome.PASSED, result
+
+
+@pytest.mark.long
+def test_onnx_own_cases_are_counted_by_operator_and_way(tmp_path: Path) -> None:
+    found = call_in_child("a few node cases", few_cases, NpuAdapter, tmp_path, "test_relu*")
+    assert found is not None and found.matrix == {"Relu": {"native": 1, "helped": 1}}
+    assert found.text == "1 native, 1 helped; helped by cpu/reference"
 
 
 @pytest.mark.long
@@ -274,6 +282,9 @@ def test_the_certificate_says_what_was_tested_and_what_nobody_could_prove() -> N
     assert data["onnx_cases"] == {"Relu": {"native": 2, "refused": 1}}
     assert data["subject"]["onnx"] and data["unproven"] == {"operators.Relu": ["that it runs there"]}
     assert data["declared"]["precisions"] == ["bf16", "fp16", "fp32"] and data["run"] == {"quick": True, "whole": True}
+    alone = certify(registered, registry, results[:2], [r.check for r in results])
+    assert alone.idle and not alone.conforms, "what served no model has proven nothing"
+    assert certify(registered, registry, results[:2], [r.check for r in results], whole=False).conforms
     page = html(made)
     assert (
         "2 native, 1 refused" in page

@@ -41,8 +41,14 @@ class Certificate:
 
     @property
     def conforms(self) -> bool:
-        """Whether nothing failed, crashed or hung that was not expected to, and the other way round."""
-        return not (self.unexpected or self.stale or self.unknown)
+        """Whether nothing failed, crashed or hung that was not expected to, and the other way round; and it served."""
+        return not (self.unexpected or self.stale or self.unknown or self.idle)
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was asked for was asked in vain: no model was served, which proves nothing."""
+        served = any(r.check == f"{MODEL}any" and r.outcome is Outcome.PASSED for r in self.results)
+        return self.whole and not served
 
     @property
     def operators(self) -> dict[str, str]:
@@ -84,6 +90,7 @@ class Certificate:
             "unproven": {check: list(claims) for check, claims in self.unproven.items()},
             "expected": dict(self.expected),
             "unexpected": list(self.unexpected),
+            "idle": self.idle,
             "stale": list(self.stale),
             "unknown": list(self.unknown),
             "checks": [result.to_json() for result in self.results],
@@ -174,7 +181,8 @@ ul.grid { columns: 4; padding: 0; list-style: none; margin: 0; }
 def html(certificate: Certificate) -> str:
     """The certificate as one self-contained page: no script, nothing is fetched."""
     c = certificate
-    verdict = "conforms" if c.conforms else f"does not conform: {', '.join((*c.unexpected, *c.stale, *c.unknown))}"
+    against = (*c.unexpected, *c.stale, *c.unknown, *(("it served no model here",) if c.idle else ()))
+    verdict = "conforms" if c.conforms else f"does not conform: {', '.join(against)}"
     scope = ("quick" if c.quick else "full") + ("" if c.whole else ", only some of the checks")
     counts = ", ".join(f"{n} {way}" for way, n in counted(c.results).items() if n)
     parts = [

@@ -25,7 +25,7 @@ from paddock.spi import Adapter, Context, Devices, Observed, Probe, Session
 from paddock.testing.bench import Bench, Serving
 from paddock.testing.judging import apart
 from paddock.testing.outcomes import Area
-from paddock.testing.table import Broken, Evidence, Table
+from paddock.testing.table import Broken, Evidence, Skipped, Table
 
 TABLE = Table(Area.CONTRACT)
 _CHEAP = 1.0
@@ -76,6 +76,8 @@ def _probe(bench: Bench) -> Evidence:
 
 @TABLE.check("device", "probe_device() gives devices with a verdict for each declared precision")
 def _device(bench: Bench) -> Evidence:
+    if not bench.probe.verdict.usable:
+        raise Skipped(f"its SDK is not here: {bench.probe.verdict.reason}")
     found: object = bench.adapter.probe_device()
     if not isinstance(found, Devices):
         raise Broken(f"probe_device() returned a {type(found).__name__}, not Devices")
