@@ -47,8 +47,8 @@ without AVX-512; on one with it, verified or refused by its own error (a routed 
 waits for its plugin, and it, npu-ascend and npu-qualcomm for their hardware. npu-ascend-simulated is npu/ascend on the
 Paddock simulated NPU: C++ loops in the host's memory behind Paddle's interface for devices. It shows that nodes are
 placed, run and checked there (column nodes; others go to the fallback that the config names), and nothing of an Ascend.
-npu-qualcomm-simulated, for the decoder at 1x16 tokens and where onnxruntime-qnn is installed, is Qualcomm's own backend
-as it runs on x86: what it takes and computes is real, its speed says nothing about an NPU."""
+npu-qualcomm-simulated, where onnxruntime-qnn is installed, runs rotary embeddings on Qualcomm's own backend as it is on
+x86: what it takes and computes is real, its speed says nothing about an NPU."""
 
 
 def expected(model: str, config: str) -> frozenset[str]:
@@ -101,13 +101,14 @@ def ascend(tell: Callable[[str], None]) -> Iterator[Mapping[str, str]]:
             os.environ[simulator.ROOT] = before
 
 
-def qualcomm(model: str) -> Mapping[str, str]:
-    """The config for Qualcomm's simulated NPU by its name, for the decoder and where its package is here.
+def qualcomm() -> Mapping[str, str]:
+    """The config for Qualcomm's simulated NPU by its name, where its package is here.
 
-    Its shapes are fixed, so that it is measured by itself. One image through ResNet-50 takes it minutes.
+    It has a model of its own: the decoder does not compile whole there in fp32, an image takes ResNet-50 minutes.
     """
-    there = importlib.util.find_spec("onnxruntime_qnn") is not None and model == "deepseek"
-    return {QUALCOMM: str(Path(__file__).with_name(f"{QUALCOMM}.json"))} if there else {}
+    if importlib.util.find_spec("onnxruntime_qnn") is None:
+        return {}
+    return {QUALCOMM: str(Path(__file__).with_name(f"{QUALCOMM}.json"))}
 
 
 def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
@@ -120,7 +121,9 @@ def rows(model: str, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
         measured = entry.measured
         if measured is not None:
             detail = f"error {measured.report.error:.1e}"
-            time = "-" if entry.label in (ASCEND, QUALCOMM) else f"{measured.p50:.2f}"  # a simulator's speed is nobody's
+            time = (
+                "-" if entry.label in (ASCEND, QUALCOMM) else f"{measured.p50:.2f}"
+            )  # a simulator's speed is nobody's
             cells = (measured.adapter, measured.precision, found, detail, measured.placed, time)
         else:
             assert entry.error is not None
@@ -145,11 +148,14 @@ def main() -> int:
             tell = _teller(status, model)
             path = EXPORTS[model](arguments.models / model)
             entries = bench(path, configs(), seconds=arguments.seconds, progress=tell)
-            with ascend(tell) as simulated:
-                for more in filter(None, (simulated, qualcomm(model))):
-                    # Each by itself: it would take the cores from the others.
-                    entries += bench(path, more, seconds=arguments.seconds, progress=tell)
+            with ascend(tell) as chosen:
+                if chosen:  # by itself: it would take the cores from the others
+                    entries += bench(path, chosen, seconds=arguments.seconds, progress=tell)
             found += rows(model, entries)
+        if chosen := qualcomm():
+            path = EXPORTS["rotary"](arguments.models / "rotary")
+            entries = bench(path, chosen, seconds=arguments.seconds, progress=_teller(status, "rotary"))
+            found += rows("rotary", entries)
     show(found)
     unexpected = [row for row in found if row[-1] != "as expected"]
     print(f"{len(found) - len(unexpected)} of {len(found)} rows have their expected verdict")
