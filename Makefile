@@ -26,7 +26,7 @@ long: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy core/paddock $(wildcard plugins/*/paddock_*) examples benchmarks
+	$(BIN)/mypy core/paddock $(filter-out %.egg-info,$(wildcard plugins/*/paddock_*)) examples benchmarks
 	$(BIN)/mypy --exclude 'conftest\.py$$' core/tests tests $(wildcard plugins/*/tests)
 
 bench: $(READY)
