@@ -1,0 +1,110 @@
+"""A model as the provider is asked about it: inputs of fixed shape, and nodes named by their index.
+
+onnxruntime knows nodes by name only, merges some and renames others; what it makes of a node keeps the name's
+beginning (`p12` becomes `p12_token_1` or `p12/MatMulAddFusion`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from paddock.graph import Graph
+
+from paddock_qualcomm.sdk import Source
+
+
+def name(index: int) -> str:
+    """The name of a node of the model."""
+    return f"p{index}"
+
+
+def index(given: str) -> int | None:
+    """The node that a name stands for; None for what onnxruntime put in by itself."""
+    found = re.match(r"p(\d+)(?!\d)", given)
+    return None if found is None else int(found[1])
+
+
+def named(path: Path, graph: Graph) -> Any:
+    """The model in `path`, its external data left where they are, as the provider gets it.
+
+    Every node has the name of its index, those in its bodies too; every input has the shape that `graph` states.
+    """
+    import onnx
+
+    proto = onnx.load(path, load_external_data=False)
+    for number, node in enumerate(proto.graph.node):
+        node.name = name(number)
+        _name_bodies(node, node.name)
+    shapes = {value.name: value.shape for value in graph.input_values}
+    for port in proto.graph.input:
+        shape = shapes.get(port.name)
+        if shape is not None and port.type.HasField("tensor_type"):
+            dims = port.type.tensor_type.shape.dim
+            del dims[:]
+            for extent in shape:
+                dim = dims.add()
+                if isinstance(extent, int):
+                    dim.dim_value = extent
+    # What was inferred for other extents contradicts these; onnxruntime infers it anew.
+    del proto.graph.value_info[:]
+    for port in proto.graph.output:
+        for dim in port.type.tensor_type.shape.dim:
+            dim.ClearField("value")
+    return proto
+
+
+def source(proto: Any, path: Path) -> Source:
+    """`proto`, made from the model in `path`, to be loaded."""
+    return Source(proto.SerializeToString(), path.parent)
+
+
+class Singles:
+    """Models of one node each.
+
+    Args:
+        proto: The model, as `named` gives it.
+        folded: The same after onnxruntime has folded its constants: whatever is constant there, shapes that are
+            computed among it, is a constant of the single nodes as well.
+    """
+
+    def __init__(self, proto: Any, folded: Any) -> None:
+        self._proto = proto
+        graphs = (proto.graph, folded.graph)
+        self._tensors = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+        self._known = {
+            value.name: value for graph in graphs for value in (*graph.value_info, *graph.input, *graph.output)
+        }
+
+    def of(self, number: int) -> Any | None:
+        """The model of a node; None where it is folded, has bodies, or the type of an input is not known."""
+        import onnx
+
+        node = self._proto.graph.node[number]
+        bodies = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+        read = dict.fromkeys(value for value in node.input if value)
+        fed = [value for value in read if value not in self._tensors]
+        if bodies or all(made in self._tensors for made in node.output if made) or not self._known.keys() >= set(fed):
+            return None
+        empty = onnx.helper.make_empty_tensor_value_info
+        return onnx.helper.make_model(
+            onnx.helper.make_graph(
+                [node],
+                "one",
+                [self._known[value] for value in fed],
+                [self._known.get(made) or empty(made) for made in node.output if made],
+                [self._tensors[value] for value in read if value in self._tensors],
+            ),
+            opset_imports=self._proto.opset_import,
+            ir_version=self._proto.ir_version,
+            functions=self._proto.functions,
+        )
+
+
+def _name_bodies(node: Any, prefix: str) -> None:
+    for attribute in node.attribute:
+        for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            for number, inner in enumerate(body.node):
+                inner.name = f"{prefix}.{attribute.name}.{number}"
+                _name_bodies(inner, inner.name)
