@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-PROJECTS := core plugins/reference plugins/paddle plugins/onnxruntime plugins/openvino
+PROJECTS := core plugins/reference plugins/paddle plugins/onnxruntime plugins/openvino plugins/qualcomm
+# Of npu/qualcomm the plugin alone: its SDK (98.6 MB) is for who wants it, `.venv/bin/pip install onnxruntime-qnn==2.7.0`.
 NODE_ADAPTERS := cpu/onnxruntime cpu/openvino cpu/reference
 DOWNLOAD := 440 MB
 DISK     := 1.6 GB

@@ -42,7 +42,7 @@ ORDER = [
     "testing.__main__", "testing.light", "show", "terminal", "cache_cli", "tune_cli",
     "diff_cli", "bench_cli", "bundle_cli", "plugins_cli", "cli",
 ]  # fmt: skip
-SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "openvino", "tensorrt", "torch")
+SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "onnxruntime_qnn", "openvino", "tensorrt", "torch")
 FOR_PLUGINS = {
     f"paddock.{name}"
     for name in (

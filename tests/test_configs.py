@@ -39,7 +39,8 @@ NOT_READY = {
     "cpu/onnxruntime bf16": "storage only on the CPUs that there are",
     "cpu/openvino fp16": "needs AVX-512 FP16, which no machine of ours has had",
     **dict.fromkeys(
-        ("cpu/onnxruntime int8", "cpu/openvino int8", "cpu/mkldnn int8"), "needs samples of the model to quantise by"
+        ("cpu/onnxruntime int8", "cpu/openvino int8", "cpu/mkldnn int8", "npu/qualcomm int8"),
+        "needs samples of the model to quantise by",
     ),
 }
 

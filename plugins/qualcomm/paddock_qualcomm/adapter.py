@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from paddock.child import call_in_child
-from paddock.defects import load as load_defects
-from paddock.defects import remedies
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, StrictnessError, Unsupported
 from paddock.model import Model
 from paddock.plan import Answer, Precision, PrecisionPlan, Remedy, Verdict
@@ -50,6 +48,7 @@ from paddock_qualcomm.operators import listed, verdicts
 from paddock_qualcomm.precisions import computed, precisions
 from paddock_qualcomm.sdk import PROVIDER, SIMULATED, devices, is_simulated, session, short
 from paddock_qualcomm.session import QualcommSession
+from paddock_qualcomm.wrong import wrong
 
 INSTALL = "pip install paddock-qualcomm[sdk]"
 SDK = "onnxruntime-qnn"
@@ -132,9 +131,8 @@ class NpuQualcomm(Adapter):
         return Selection(verdicts(model.graph, model.files["model"], self._soc_model))
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
-        """The forms of operators that the backend computes wrongly, from defects.json."""
-        versions = self.probe().versions
-        return remedies(load_defects("paddock_qualcomm"), model.graph, versions, self.config.precision)
+        """The forms of operators that the backend computes wrongly; see `paddock_qualcomm.wrong`."""
+        return wrong(model.graph, self.probe().versions, self.config.precision)
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
         """Compiles the model into a context, in a child.

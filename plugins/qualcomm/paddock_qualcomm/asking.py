@@ -41,12 +41,14 @@ class Answer:
     """What came of one model.
 
     `refused` holds by node why the provider does not take it; `whole` why the model fails although it takes the rest,
-    "" where it does not; `taken` counts the nodes that are left of the model on the provider.
+    "" where it does not; `taken` counts the nodes that are left of the model on the provider; `untried` are those of a
+    model that fails whose own part in it could not be found out.
     """
 
     refused: Mapping[int, str] = field(default_factory=dict)
     whole: str = ""
     taken: int = 0
+    untried: frozenset[int] = frozenset()
 
 
 def ask(proto: Any, path: Path, soc_model: int | None, label: str) -> Answer:
@@ -61,8 +63,8 @@ def ask(proto: Any, path: Path, soc_model: int | None, label: str) -> Answer:
             found = Answer(whole=error.problem)
         if not found.whole or found.refused:
             return found
-        blamed = _alone(proto, path, soc_model, child)
-        return Answer(blamed, "" if blamed else found.whole)
+        blamed, untried = _alone(proto, path, soc_model, child)
+        return Answer(blamed, "" if blamed else found.whole, untried=untried)
 
 
 def assess(source: Source, count: int, soc_model: int | None) -> Answer:
@@ -93,8 +95,11 @@ def assess(source: Source, count: int, soc_model: int | None) -> Answer:
     return Answer(refused, "", len(taken))
 
 
-def _alone(proto: Any, path: Path, soc_model: int | None, child: Child) -> dict[int, str]:
-    """The nodes that fail as models of their own, each with why; alike ones are tried once."""
+def _alone(proto: Any, path: Path, soc_model: int | None, child: Child) -> tuple[dict[int, str], frozenset[int]]:
+    """The nodes that fail as models of their own, each with why, and those that cannot be tried.
+
+    Alike ones are tried once.
+    """
     import onnx
 
     given = named.source(proto, path)
@@ -103,22 +108,25 @@ def _alone(proto: Any, path: Path, soc_model: int | None, child: Child) -> dict[
     except PaddockError:  # onnxruntime's CPU provider cannot load it, so nothing more is known of its values
         folded = proto
     known: dict[bytes, str] = {}
-    found = {}
+    found, untried = dict[int, str](), set[int]()
     singles = named.Singles(proto, folded)
     for number, node in enumerate(proto.graph.node):
+        if singles.is_folded(number):
+            continue
         model = singles.of(number)
         if model is None:
+            untried.add(number)
             continue
         key = _kind(model, node)
         if key not in known:
             known[key] = _try(named.source(model, path), soc_model, child)
         if known[key]:
             found[number] = known[key]
-    return found
+    return found, frozenset(untried)
 
 
 def fold(source: Source) -> bytes:
-    """The model with its constants folded and its values' types inferred, by onnxruntime's CPU provider; in a child."""
+    """The model with its constants folded by onnxruntime's CPU provider; in a child."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()

@@ -71,21 +71,26 @@ class Singles:
 
     def __init__(self, proto: Any, folded: Any) -> None:
         self._proto = proto
-        graphs = (proto.graph, folded.graph)
+        # The standard's inference does not fold: what it misses of the one, it finds of the other.
+        graphs = [_inferred(model).graph for model in (proto, folded)]
         self._tensors = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
         self._known = {
             value.name: value for graph in graphs for value in (*graph.value_info, *graph.input, *graph.output)
         }
 
+    def is_folded(self, number: int) -> bool:
+        """Whether nothing is left of a node but constants."""
+        return all(made in self._tensors for made in self._proto.graph.node[number].output if made)
+
     def of(self, number: int) -> Any | None:
-        """The model of a node; None where it is folded, has bodies, or the type of an input is not known."""
+        """The model of a node; None where it has bodies, or the type of an input is not known."""
         import onnx
 
         node = self._proto.graph.node[number]
         bodies = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
         read = dict.fromkeys(value for value in node.input if value)
         fed = [value for value in read if value not in self._tensors]
-        if bodies or all(made in self._tensors for made in node.output if made) or not self._known.keys() >= set(fed):
+        if bodies or not self._known.keys() >= set(fed):
             return None
         empty = onnx.helper.make_empty_tensor_value_info
         return onnx.helper.make_model(
@@ -100,6 +105,15 @@ class Singles:
             ir_version=self._proto.ir_version,
             functions=self._proto.functions,
         )
+
+
+def _inferred(proto: Any) -> Any:
+    import onnx
+
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception:  # onnx raises several; then nothing is known beside the border
+        return proto
 
 
 def _name_bodies(node: Any, prefix: str) -> None:

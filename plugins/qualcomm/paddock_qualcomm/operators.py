@@ -75,6 +75,8 @@ def _verdict(node: Node, answer: Answer) -> Verdict:
         return Verdict.no(answer.refused[node.index], TRIED)
     if answer.whole:
         return Verdict.no(f"the model as a whole: {answer.whole}", TRIED)
+    if node.index in answer.untried:
+        return Verdict.provisional("the model fails as a whole, and this node cannot be tried alone", TRIED)
     if not answer.taken and not answer.refused:
         return Verdict.no("nothing is left of the model for the device to run", TRIED)
     return Verdict.yes("taken, merged with what is taken, or folded", TRIED)
