@@ -1,6 +1,6 @@
 """The known defects of the backend that concern a model: those of defects.json, less what the graph shows to be right.
 
-A pattern tells of a node alone; two of the defects ask what stands before it.
+A pattern tells of a node alone; most of these defects ask what stands around it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,16 @@ def _several_channels(node: Node, graph: Graph) -> bool:
     return isinstance(extent, int) and extent > 1
 
 
+def _not_multiplied(node: Node, graph: Graph) -> bool:
+    """Whether no product has what a node reads on its left and what the node gives on its right."""
+    fed, given = node.inputs[0], node.outputs[0]
+    # What leaves the model, or this part of it, is multiplied elsewhere or not at all.
+    return not any(other.op == "Mul" and other.inputs == (fed, given) for other in graph.nodes)
+
+
 _RIGHT: Mapping[str, Callable[[Node, Graph], bool]] = {
     "maxpool-below-zero": _never_below_zero,
     "averagepool-one-channel": _several_channels,
+    "hardsigmoid-times-input": _not_multiplied,
 }
 """By defect, when a node that matches is right all the same."""

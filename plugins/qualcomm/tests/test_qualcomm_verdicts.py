@@ -128,6 +128,18 @@ def test_averages_over_padding_are_kept_off_for_one_channel(
     assert kept_off(content, tmp_path) == ({"averagepool-one-channel": (0,)} if expected else {})
 
 
+@pytest.mark.parametrize(
+    ("alpha", "operands", "expected"), [(1 / 6, "xh", True), (1 / 6, "hx", False), (0.2, "xh", False)]
+)
+def test_a_hard_swish_that_is_written_out_is_kept_off_as_it_is_merged_wrongly(
+    tmp_path: Path, alpha: float, operands: str, expected: bool
+) -> None:
+    nodes = [h.make_node("HardSigmoid", ["x"], ["h"], alpha=alpha, beta=0.5), h.make_node("Mul", [*operands], ["y"])]
+    border = [(n, T.FLOAT, [2, 8]) for n in ("x", "y")]
+    content = proto(nodes, border[:1], border[1:])
+    assert kept_off(content, tmp_path) == ({"hardsigmoid-times-input": (0,)} if expected else {})
+
+
 def test_layer_normalisation_is_kept_off_in_float32_only(tmp_path: Path) -> None:
     node = h.make_node("LayerNormalization", ["x", "g"], ["y"])
     border = [(n, T.FLOAT, [2, 8]) for n in ("x", "y")]
@@ -138,5 +150,5 @@ def test_layer_normalisation_is_kept_off_in_float32_only(tmp_path: Path) -> None
 
 def test_the_list_of_defects_is_read_and_each_has_its_evidence() -> None:
     found = load("paddock_qualcomm")
-    assert len(found) == 4
+    assert len(found) == 5
     assert all("onnxruntime-qnn 2.7.0" in defect.evidence for defect in found)
