@@ -47,7 +47,7 @@ def test_a_conv_net_is_verified_and_the_same_when_it_is_taken_from_the_cache(tmp
             assert deployment.plan.placement.on("npu/qualcomm") == 10
             assert list(deployment.artifacts[0].files) == ["context"]
             answers.append(deployment.run({"x": x})["y"])
-    np.testing.assert_array_equal(*answers)
+    np.testing.assert_array_equal(answers[0], answers[1])
     assert np.abs(answers[0] - reference(conv_net(), x=x)).max() < 1e-5
 
 
