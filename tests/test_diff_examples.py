@@ -50,6 +50,7 @@ def test_between_two_backends_that_are_here(compared: Compared) -> None:
     assert ("precision", "precision") not in changes and not found.computed and not found.placed
 
 
+@pytest.mark.long
 def test_to_a_device_that_may_not_be_here(compared: Compared, registry: Registry) -> None:
     """Where it is, the plan is a real one; the operators are then its answer."""
     (refused,) = compared("npu-openvino-fp16").after.refused

@@ -48,11 +48,14 @@ def references(
         deployment.close()
 
 
+SLOW = ("cpu-reference", "cpu-mkldnn", "cpu-openvino", "cpu-paddle")
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [
-        # ResNet-50 takes the plain NumPy of the reference more than 20 seconds.
-        pytest.param(name, path, marks=[pytest.mark.long] if (name, path.stem) == ("resnet", "cpu-reference") else [])
+        # ResNet-50 takes most of them 7 seconds and more.
+        pytest.param(name, path, marks=[pytest.mark.long] if name == "resnet" and path.stem in SLOW else [])
         for name in ("deepseek", "resnet", "rotary")
         for path in READY
     ],

@@ -99,6 +99,7 @@ def test_what_leaves_the_budget_stays_in_float(
         assert plan.nodes[3].reason == "the accuracy budget needs it"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_quantised_model_as_a_file(backend: str, place: Path, tmp_path: Path, registry: Registry) -> None:
     out = tmp_path / "out"

@@ -222,15 +222,16 @@ def _told(folder: Path) -> Mapping[str, Any]:
 
 def _check_versions(told: Mapping[str, Any], registry: Registry, folder: Path) -> None:
     """Raises `NotAvailable` where a version differs from what the artifacts were made with."""
-    here = {"paddock": f"{__version__}+{current_sources()[:8]}"}
+    here = {"paddock": {f"{__version__}+{current_sources()[:8]}"}}
     for entries in registry.adapters.values():
-        for entry in entries:
-            here[entry.distribution] = f"{entry.version}+{entry.sources}"
-            here.update(registry.probe(entry).versions)
+        for entry in entries:  # one distribution may bring several plugins, each with files of its own
+            here.setdefault(entry.distribution, set()).add(f"{entry.version}+{entry.sources}")
+            for name, version in registry.probe(entry).versions.items():
+                here.setdefault(name, set()).add(version)
     differs = [
-        f"{name}: {wanted} in the bundle, {here.get(name, 'not installed')} here"
+        f"{name}: {wanted} in the bundle, {' and '.join(sorted(here.get(name, {'not installed'})))} here"
         for name, wanted in told["versions"].items()
-        if here.get(name) != wanted
+        if wanted not in here.get(name, ())
     ]
     if differs:
         raise NotAvailable(

@@ -229,6 +229,7 @@ def test_help_is_on_stdout(arguments: Sequence[str]) -> None:
     assert "Usage: paddock" in done.out and not done.err
 
 
+@pytest.mark.long
 def test_golden_from_writing_to_a_host_without_a_reference(folder: Path, tmp_path: Path) -> None:
     stored, config = tmp_path / "g.npz", tmp_path / "c.json"
     paddock("verify", "--model", folder / "relu.onnx", "--config", folder / "ort.json", "--write-golden", stored)
@@ -291,6 +292,7 @@ def test_a_refusal_without_json_is_on_stderr(folder: Path) -> None:
     assert "$.accuracy.max_eror" in done.err and "did you mean 'max_error'?" in done.err
 
 
+@pytest.mark.long
 def test_the_highest_of_several_configs_counts(folder: Path) -> None:
     names = ("ort", "misspelt", "inaccurate", "small", "tensorrt")
     configs = [item for name in names for item in ("--config", folder / f"{name}.json")]

@@ -77,6 +77,7 @@ def measured(prepared: Prepared, limit: int | None = None) -> Measured:
     return measure(prepared, build(prepared.plan, prepared.parts), largest(prepared), limit, seconds=60)
 
 
+@pytest.mark.long
 def test_what_sessions_hold_and_runs_take_is_measured(plan: Any) -> None:
     """Neither what importing took for a moment counts, nor does what it left free hide what the sessions take."""
     none = measured(plan())

@@ -188,6 +188,7 @@ def test_each_factor_beside_the_config_matters(
     assert not is_kept(model, BASE, plugins)
 
 
+@pytest.mark.long
 def test_the_models_bytes_matter(model: Path, plugins: Registry, tmp_path: Path) -> None:
     served(model, BASE, plugins)
     odd.save(model, NODES, ["y"], ("n", 3), k=floats(2, 3, 5))
@@ -215,6 +216,7 @@ def test_a_model_elsewhere_is_the_same(model: Path, plugins: Registry, tmp_path:
         assert deployment.report.kept and deployment.artifacts[0].files["model"] == moved
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verify", ["always", "golden"])
 def test_who_asks_to_verify_is_not_told_of_an_earlier_time(
     model: Path, plugins: Registry, tmp_path: Path, verify: str
@@ -233,6 +235,7 @@ def test_who_asks_to_verify_is_not_told_of_an_earlier_time(
         assert not served(model, {**BASE, "accuracy": accuracy}, plugins).report.kept
 
 
+@pytest.mark.long
 def test_samples_in_the_call_are_judged_on(model: Path, plugins: Registry) -> None:
     for _ in range(2):
         assert served(model, BASE, plugins, samples=[{"x": floats([1, 2, 3])}]).report.source == "given in the call"

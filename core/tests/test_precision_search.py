@@ -45,6 +45,7 @@ def config(**fields: Any) -> dict[str, Any]:
     return {"hardware": "cpu", "backend": "odd", "precision": "fp16", "accuracy": {"max_error": 1e-3}, **fields}
 
 
+@pytest.mark.long
 def test_what_a_backend_lowers_wrongly_runs_apart_in_fp32(line: Path, registry: Registry, children: Children) -> None:
     wrong = config(options={"wrong_narrow": ["b", "d"]})
     with deploy(line, wrong, registry=registry, children=children) as deployment:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from paddock import registry as registry_module
+from paddock.admission import tried
 from paddock.cache import Store
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig
@@ -82,6 +83,7 @@ class Shop:
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("PADDOCK_ALLOW", raising=False)
+    monkeypatch.setattr(registry_module, "tried", lambda *found: {})  # half a second for each plugin that is new
     return Shop(tmp_path)
 
 
@@ -329,6 +331,7 @@ def test_what_is_allowed_has_to_be_a_distribution(shop: Shop, monkeypatch: pytes
 def test_a_plugin_that_ends_who_imports_it_is_a_verdict_that_is_kept(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
 ) -> None:
+    monkeypatch.setattr(registry_module, "tried", tried)
     monkeypatch.setattr("paddock.admission.SECONDS", 3.0)
     shop.distribution("bad-plugin", source)
     shop.adapter("good-plugin", "good")
@@ -344,7 +347,8 @@ def test_a_plugin_that_ends_who_imports_it_is_a_verdict_that_is_kept(
         assert "asked again" in plugin(shop.discover(fresh=True), "bad-plugin").verdict.reason
 
 
-def test_what_only_lacks_something_is_tried_again(shop: Shop) -> None:
+def test_what_only_lacks_something_is_tried_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "tried", tried)
     lacking = f"shop_lacking_{next(NUMBERS)}"
     shop.adapter("needy", "needy", before=f"import {lacking}")
     assert lacking in plugin(shop.discover(), "needy").verdict.reason

@@ -92,6 +92,7 @@ def repaired(deployment: Deployment) -> str:
 # What repair finds
 
 
+@pytest.mark.long
 def test_one_type_that_is_wrong(serve: Deploy, line: Path) -> None:
     with pytest.raises(AccuracyRefused, match="relative error") as caught:
         serve(line, fallback=ORT, options={"wrong_types": ["Tanh"]})
@@ -373,6 +374,7 @@ def test_the_command_in_text_and_the_config_it_writes(shop: Path) -> None:
     assert again.stdout == "agrees as it is: nothing to keep off (1 run)\n"
 
 
+@pytest.mark.long
 def test_the_command_in_json(shop: Path) -> None:
     done = command(shop, "--model", "m.onnx", "--config", "configs/wrong.json", "--json")
     data = json.loads(done.stdout)

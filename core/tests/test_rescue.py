@@ -106,6 +106,7 @@ def processes(deployment: Deployment) -> tuple[int, ...]:
     return deployment.isolation.processes
 
 
+@pytest.mark.long
 def test_it_serves_from_another_process(registry: Registry, children: Children, double: Path) -> None:
     with deploy(double, config(instances=2), registry=registry, children=children) as deployment:
         assert deployment.report.outcome is Outcome.PASSED
@@ -133,6 +134,7 @@ def test_in_this_process_nothing_is_told_of_isolation(registry: Registry, childr
             assert not {"isolation", "timeout"} & {s.name for s in deployment.plan.settings}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mark", [frail.SEGFAULT, frail.HANG, frail.NO_MEMORY])
 def test_without_a_rescue_the_request_inside_fails_and_no_other(
     registry: Registry, children: Children, double: Path, mark: int
@@ -306,6 +308,7 @@ def test_an_adapter_that_needs_a_process_of_its_own_has_one(
     assert caught.value.where == "config: $.isolation"
 
 
+@pytest.mark.long
 def test_fallbacks_stay_here_and_those_that_need_a_process_get_one(
     registry: Registry, children: Children, tmp_path: Path
 ) -> None:

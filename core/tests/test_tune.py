@@ -130,7 +130,7 @@ def host(
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "Contest", Told)
     monkeypatch.setattr(tune, "cores", lambda: 1)
-    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.1, 0.1))
+    monkeypatch.setattr("paddock.tune.busy_cores", lambda seconds: 0.1)
     monkeypatch.setattr(contenders, "cores", lambda: 1)
     monkeypatch.setattr(tune, "open_model", lambda *asked: SimpleNamespace(format="onnx"))
 
@@ -226,9 +226,10 @@ def test_a_noisy_final_goes_on_until_it_tells(monkeypatch: pytest.MonkeyPatch) -
 def test_a_busy_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found = tuned(lambda config: 1.0, host("cpu/a"))
     assert found.load == 0.1 and "busy" not in found.reason
-    monkeypatch.setattr("os.getloadavg", lambda: (3.0, 1.0, 1.0))
+    seen = iter([0.0, 0.8])  # before and after
+    monkeypatch.setattr("paddock.tune.busy_cores", lambda seconds: next(seen))
     found = tuned(lambda config: 1.0, host("cpu/a"))
-    assert found.load == 3.0 and "the host was busy (load 3.0 on 1 cores)" in found.reason
+    assert found.load == 0.8 and "others kept 0.8 of 1 cores busy" in found.reason
 
 
 def test_after_its_time_nothing_further_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,9 @@ def refused(child: Child, model: Path, kind: type[PaddockError], **config: Any) 
 # What is claimed is what runs
 
 
+pytestmark = pytest.mark.long  # the simulated NPU is compiled first, and Paddle imported for each process
+
+
 @pytest.mark.parametrize(("name", "folded"), [("convolution", {"reshape": 1}), ("attention", {})])
 def test_every_node_claimed_runs_on_the_device_and_is_right(
     simulate: Simulate, models: Path, name: str, folded: Mapping[str, int]

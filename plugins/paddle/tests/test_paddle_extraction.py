@@ -374,6 +374,7 @@ def test_inputs_and_outputs_come_in_the_order_asked_for(models: Path, tmp_path: 
     extracted(model, turned, tmp_path)
 
 
+@pytest.mark.long
 def test_a_scalar_at_the_border_stays_one_in_onnx(models: Path, tmp_path: Path) -> None:
     model = model_of(models, "condition")
     reduced = next(node for node in model.graph.nodes if node.op == "pd_op.sum")
@@ -443,6 +444,7 @@ def test_constants_are_made_alike_in_every_run(models: Path) -> None:
 # Conversion of what is cut out
 
 
+@pytest.mark.long
 def test_only_the_segment_with_the_operator_is_not_converted(models: Path, tmp_path: Path) -> None:
     pytest.importorskip("paddle2onnx")
     model = model_of(models, "resize")
