@@ -67,11 +67,8 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         with _PAUSING:
-            if _pauses.pop():  # whoever leaves last finds what the first one found
-                if _pauses:
-                    _pauses[-1] = True
-                else:
-                    gc.enable()
+            if _pauses.pop():  # the first one's, which whoever leaves last takes
+                gc.enable()
 
 
 def memory_available() -> int:
