@@ -109,7 +109,7 @@ class GoodAdapter(Adapter):
     plans_memory: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = Options
     operators: ClassVar[frozenset[str]] = OPERATORS
-    session: ClassVar[type[GoodSession]] = GoodSession
+    Kind: ClassVar[type[GoodSession]] = GoodSession
     caught_by: ClassVar[tuple[str, ...]] = ()
     """Of a broken one: the checks that have to find it out, any one of them."""
 
@@ -128,7 +128,7 @@ class GoodAdapter(Adapter):
         return Artifact(self.name(), "onnx", {"model": path}, inputs, outputs, facts={"dtypes": dtypes})
 
     def load(self, artifact: Artifact, context: Context) -> Session:
-        return self.session(artifact, self.config.options)
+        return self.Kind(artifact, self.config.options)
 
 
 class NpuAdapter(GoodAdapter):
@@ -162,7 +162,7 @@ def lie(*caught_by: str) -> Any:
 class ClaimsWhatItLacks(GoodAdapter):
     """Says yes to an operator, and then cannot."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def __init__(self, artifact: Artifact, options: BaseModel) -> None:
             super().__init__(artifact, options)
             if "HardSwish" in self.operators:
@@ -181,7 +181,7 @@ class ClaimsEverything(GoodAdapter):
 class WrongOperator(GoodAdapter):
     """A fast sigmoid, as far off as such are."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             found = super().compute(feeds, names)
             if "Sigmoid" not in self.operators:
@@ -202,21 +202,21 @@ class _Ulp(GoodSession):
 class OneUlpFp16(NpuAdapter):
     """The last bit of fp16 is wrong where nothing is rounded."""
 
-    session: ClassVar[type[GoodSession]] = _Ulp
+    Kind: ClassVar[type[GoodSession]] = _Ulp
 
 
 @lie("operators.Relu", "precision.exact.fp32")
 class OneUlpFp32(GoodAdapter):
     """The same in fp32."""
 
-    session: ClassVar[type[GoodSession]] = _Ulp
+    Kind: ClassVar[type[GoodSession]] = _Ulp
 
 
 @lie("bad_input.outputs")
 class DropsAnOutput(GoodAdapter):
     """Only the first output is ever there."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
             return super().run(feeds, list(outputs or self.artifact.outputs)[:1])
 
@@ -225,7 +225,7 @@ class DropsAnOutput(GoodAdapter):
 class GivesEveryOutput(GoodAdapter):
     """Whatever is asked for, everything is given."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
             return super().run(feeds)
 
@@ -234,7 +234,7 @@ class GivesEveryOutput(GoodAdapter):
 class SwapsOutputs(GoodAdapter):
     """Asked in another order, it gives the numbers of the first order."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
             names = list(outputs or self.artifact.outputs)
             found = super().run(feeds, [n for n in self.artifact.outputs if n in names])
@@ -245,7 +245,7 @@ class SwapsOutputs(GoodAdapter):
 class IgnoresBatch(GoodAdapter):
     """Computes the first row, and gives it to every one."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             found = super().compute(feeds, names)
             return {n: np.ascontiguousarray(np.broadcast_to(a[:1], a.shape)) for n, a in found.items()}
@@ -255,7 +255,7 @@ class IgnoresBatch(GoodAdapter):
 class KeepsTheFirstBatch(GoodAdapter):
     """Answers every later batch at the size of the first one, as what was compiled for one size does."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         rows = 0
 
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
@@ -268,7 +268,7 @@ class KeepsTheFirstBatch(GoodAdapter):
 class WrongAtOddSizes(GoodAdapter):
     """A vector loop that forgets the tail."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             found = super().compute(feeds, names)
             for array in found.values():
@@ -281,7 +281,7 @@ class WrongAtOddSizes(GoodAdapter):
 class CleansNan(GoodAdapter):
     """Makes zeros of what is no number."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             found = super().compute(feeds, names)
             return {n: np.nan_to_num(a, posinf=np.inf, neginf=-np.inf) for n, a in found.items()}
@@ -291,7 +291,7 @@ class CleansNan(GoodAdapter):
 class WideAnswers(GoodAdapter):
     """Answers in float64 and int32, whatever the graph states."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             found = super().compute(feeds, names)
             return {n: a.astype(np.float64 if a.dtype.kind == "f" else np.int32) for n, a in found.items()}
@@ -304,7 +304,7 @@ class WideAnswers(GoodAdapter):
 class WritesIntoFeeds(GoodAdapter):
     """Computes in place, in the caller's array."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             found = super().compute(feeds, names)
             for array in feeds.values():
@@ -317,7 +317,7 @@ class WritesIntoFeeds(GoodAdapter):
 class ReusesItsBuffer(GoodAdapter):
     """Returns a view of a buffer that the next run fills."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             kept = self.__dict__.setdefault("kept", {})
             for name, array in super().compute(feeds, names).items():
@@ -330,7 +330,7 @@ class ReusesItsBuffer(GoodAdapter):
 class GivesBackTheFeed(GoodAdapter):
     """What an operator only passes on is the caller's own memory."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             found = super().compute(feeds, names)
             same = {
@@ -344,7 +344,7 @@ class GivesBackTheFeed(GoodAdapter):
 class DrawsRandomNumbers(GoodAdapter):
     """Rounds at random: never twice the same bits."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             found = super().compute(feeds, names)
             rng = np.random.default_rng()
@@ -358,7 +358,7 @@ class DrawsRandomNumbers(GoodAdapter):
 class HangsInRun(GoodAdapter):
     """Never comes back."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
             time.sleep(600)
             return {}
@@ -368,7 +368,7 @@ class HangsInRun(GoodAdapter):
 class SegfaultsInRun(GoodAdapter):
     """Ends the process."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> Outputs:
             calls.segfault()
             return {}
@@ -378,7 +378,7 @@ class SegfaultsInRun(GoodAdapter):
 class SegfaultsOnReload(GoodAdapter):
     """The second load after a close ends the process."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         closed: ClassVar[int] = 0
 
         def __init__(self, artifact: Artifact, options: BaseModel) -> None:
@@ -395,7 +395,7 @@ class SegfaultsOnReload(GoodAdapter):
 class ClosesOnce(GoodAdapter):
     """Frees twice what it holds once."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def close(self) -> None:
             if self.evaluator is None:
                 raise RuntimeError("double free")
@@ -406,7 +406,7 @@ class ClosesOnce(GoodAdapter):
 class DeadlocksOnAnotherThread(GoodAdapter):
     """Waits for a lock that the first thread keeps."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def __init__(self, artifact: Artifact, options: BaseModel) -> None:
             super().__init__(artifact, options)
             self.lock = threading.RLock()
@@ -423,7 +423,7 @@ class NotReentrant(GoodAdapter):
 
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.REENTRANT)
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             self.place = feeds
             time.sleep(0.0005)
@@ -434,7 +434,7 @@ class NotReentrant(GoodAdapter):
 class OneModelOnly(GoodAdapter):
     """What is loaded last answers for all."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         last: ClassVar[Any] = None
 
         def __init__(self, artifact: Artifact, options: BaseModel) -> None:
@@ -450,7 +450,7 @@ class OneModelOnly(GoodAdapter):
 class ClosesTheOthers(GoodAdapter):
     """Sessions share what the first to close frees."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         shared: ClassVar[dict[str, Any]] = {}
 
         def __init__(self, artifact: Artifact, options: BaseModel) -> None:
@@ -471,7 +471,7 @@ class ClosesTheOthers(GoodAdapter):
 class ForksLooseThreads(GoodAdapter):
     """A fork that closes its original."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def fork(self) -> Session | None:
             outer = self
 
@@ -495,7 +495,7 @@ _HELD: list[Any] = []
 class LeaksRuns(GoodAdapter):
     """Keeps every answer."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             found = super().compute(feeds, names)
             _HELD.extend(array.copy() for array in found.values())
@@ -506,7 +506,7 @@ class LeaksRuns(GoodAdapter):
 class LeaksLoads(GoodAdapter):
     """Keeps something of each session."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def __init__(self, artifact: Artifact, options: BaseModel) -> None:
             super().__init__(artifact, options)
             _HELD.append(np.ones(6 << 20, np.uint8))
@@ -516,7 +516,7 @@ class LeaksLoads(GoodAdapter):
 class LeaksThreads(GoodAdapter):
     """Each session leaves a thread."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def __init__(self, artifact: Artifact, options: BaseModel) -> None:
             super().__init__(artifact, options)
             threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
@@ -526,7 +526,7 @@ class LeaksThreads(GoodAdapter):
 class DriftsAway(GoodAdapter):
     """Right until it has run a hundred times."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         runs = 0
 
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
@@ -542,7 +542,7 @@ class TakesMoreThanItSays(GoodAdapter):
     def footprint(self, model: Model, precision: PrecisionPlan) -> Footprint | None:
         return Footprint(process=1 << 20, session=1 << 16)
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def __init__(self, artifact: Artifact, options: BaseModel) -> None:
             super().__init__(artifact, options)
             self.ballast = np.ones(100 << 20, np.uint8)
@@ -555,7 +555,7 @@ class TakesMoreThanItSays(GoodAdapter):
 class ComputesInBf16(GoodAdapter):
     """Declares fp32, and cuts the operands of products."""
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
             cut = {n: _cut(a) if a.dtype == np.float32 else a for n, a in feeds.items()}
             return super().compute(cut, names)
@@ -585,7 +585,7 @@ class IgnoresAnOption(GoodAdapter):
 
     Options: ClassVar[type[BaseModel]] = _Ignored
 
-    class session(GoodSession):  # noqa: N801
+    class Kind(GoodSession):
         def observed(self) -> Observed:
             return Observed({"options.order": self.options.model_dump()["order"]})
 
