@@ -299,7 +299,8 @@ class HardwareConfig(_Part):
     def _isolated(self) -> HardwareConfig:
         for key in ("timeout", "rescue"):
             if getattr(self, key) is not None and self.isolation != "process":
-                raise PydanticCustomError(key, f'{key} has no effect without "isolation": "process"')
+                missing = f'{key} has no effect without "isolation": "process": add that, or leave {key} out'
+                raise PydanticCustomError(key, missing)
         for key in ("warm_start", "rescue"):
             if getattr(self, key) is not None and self.io_dtype is not None:
                 raise PydanticCustomError(key, f"{key} serves in fp32, so it does not go with io_dtype")
