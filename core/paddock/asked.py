@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from paddock.config import HardwareConfig
-from paddock.errors import ConfigError, NotAvailable
+from paddock.errors import ConfigError, NotAvailable, PaddockError
 from paddock.model import Model
 from paddock.placing import Denials, Link
 from paddock.plan import Means, PrecisionPlan, Verdict
@@ -22,6 +22,23 @@ def check_fallback(config: HardwareConfig, registry: Registry) -> None:
                 "has no effect: it is the adapter that the config asks for", where=f"$.fallback[{position}]",
                 remedy="name others, or leave it out",
             )  # fmt: skip
+
+
+def check_rescue(config: HardwareConfig, registry: Registry) -> None:
+    """Raises where the adapter that `rescue` names is none, or one of those that are to be isolated."""
+    if config.rescue is None:
+        return
+    name = registry.canonical(config.rescue)
+    if name in map(registry.canonical, (config.adapter, *config.candidates)):
+        raise ConfigError(
+            f"{name} is what the config asks to isolate: in this process, what ended it there would end this process "
+            "too", where="$.rescue", remedy="name another adapter",
+        )  # fmt: skip
+    try:
+        registry.get(name)
+    except PaddockError as error:
+        error.where = "$.rescue"
+        raise
 
 
 def excluded(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paddock import wire
-from paddock.errors import BuildFailed, OtherShape, PaddockError
+from paddock.errors import BuildFailed, Exhausted, OtherShape, PaddockError
 from paddock.shared import Array, Place, Shared, carried, packed
 from paddock.spawned import connected
 from paddock.spi import Session
@@ -36,7 +36,7 @@ def attend() -> None:
     attendant = _Attendant(connection)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            attendant.answer(*wire.receive(connection))
+            attendant.answer(*attendant.receive())
     sys.stdout.flush()
     # Not through the interpreter's exit: SDKs crash in their destructors there, and nothing is left to save.
     os._exit(0)
@@ -46,8 +46,6 @@ def attend() -> None:
 class Request:
     """The form of a request, as both sides know it by number: what is in the shared memory, and what is asked for."""
 
-    size: int
-    """Bytes of the shared memory."""
     feeds: tuple[Place, ...]
     outputs: Sequence[str] | None
     into: tuple[Place, ...] | None
@@ -71,18 +69,25 @@ class _Layout:
 class _Attendant:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._layouts: dict[int, _Layout] = {}
+        self._turn = 0
+        self._layouts: dict[int, _Layout | Exception] = {}
         self._shared: Shared | None = None
         self._session: Session | None = None
         self._writes = False
 
+    def receive(self) -> wire.Message:
+        """The next message; they are counted from the one that loads, so that answers say to which they belong."""
+        message = wire.receive(self._connection)
+        self._turn = 1 if message[0] == wire.LOAD else wire.following(self._turn)
+        return message
+
     def answer(self, kind: int, number: int, payload: bytes) -> None:
-        """Does what one message asks for; what goes wrong is the answer."""
+        """Does what one message asks for; what goes wrong is the answer. Raises where nobody reads it any more."""
         try:
             if kind == wire.RUN:
                 self._run(number, payload)
             elif kind == wire.DEFINE:
-                self._define(number, pickle.loads(payload))
+                self._define(number, payload)
             elif kind == wire.PREPARE:
                 with contextlib.suppress(Exception):  # whoever loads is told what is wrong
                     pickle.loads(payload)()
@@ -92,15 +97,14 @@ class _Attendant:
                 assert self._session is not None
                 found = self._session.observed() if kind == wire.OBSERVE else self._session.close()
                 self._send(wire.DONE, pickle.dumps(found))
-        except (EOFError, ConnectionError):
-            raise
-        except PaddockError as error:
-            self._send(wire.RAISED, pickled(error))
         except Exception as error:
-            text = "".join(traceback.format_exception_only(error)).lower()
-            exhausted = isinstance(error, MemoryError) or any(word in text for word in _EXHAUSTED)
             told = (type(error).__name__, said(error), traceback.format_exc())
-            self._send(wire.EXHAUSTED if exhausted else wire.FOREIGN, pickle.dumps(told))
+            if _is_exhausted(error):
+                self._send(wire.EXHAUSTED, pickle.dumps(told))
+            elif isinstance(error, PaddockError):
+                self._send(wire.RAISED, pickled(error))
+            else:
+                self._send(wire.FOREIGN, pickle.dumps(told))
 
     def _load(self, payload: bytes) -> None:
         _, (passed, *_), _, _ = socket.recv_fds(self._connection, 1, 1)
@@ -112,13 +116,19 @@ class _Attendant:
         self._writes = getattr(session.run_into, "__func__", None) is not Session.run_into
         self._send(wire.DONE)
 
-    def _define(self, number: int, request: Request) -> None:
-        """Notes the form of requests to come; nothing is answered."""
+    def _define(self, number: int, payload: bytes) -> None:
+        """Notes the form of requests to come. Nothing is answered: what goes wrong is told when one of them comes."""
         assert self._shared is not None
-        self._remap(request.size)
-        layout = _Layout(request, {p.name: self._shared.view(p, writable=False) for p in request.feeds})
-        self._place(layout, request.into or ())
-        self._layouts[number] = layout
+        try:
+            size, told = pickle.loads(payload)
+            self._remap(size)
+            request: Request = pickle.loads(told)  # which may fail: what memory there is has to be known all the same
+            layout = _Layout(request, {p.name: self._shared.view(p, writable=False) for p in request.feeds})
+            self._place(layout, request.into or ())
+        except Exception as error:
+            self._layouts[number] = error
+        else:
+            self._layouts[number] = layout
 
     def _place(self, layout: _Layout, places: tuple[Place, ...]) -> None:
         assert self._shared is not None
@@ -128,6 +138,8 @@ class _Attendant:
     def _run(self, number: int, payload: bytes) -> None:
         assert self._session is not None
         layout = self._layouts[number]
+        if isinstance(layout, Exception):
+            raise layout
         feeds: dict[str, Any] = {**layout.feeds, **(pickle.loads(payload) if payload else {})}
         if layout.request.into is not None:
             self._write(layout, feeds)
@@ -177,7 +189,7 @@ class _Attendant:
     def _grown(self, size: int) -> bool:
         """Whether the owner made the memory hold so many bytes; where not, it knows why, and wants no answer."""
         self._send(wire.NEED, pickle.dumps(size))
-        kind, _, payload = wire.receive(self._connection)
+        kind, _, payload = self.receive()
         if kind == wire.GROWN:
             self._remap(pickle.loads(payload))
         return kind == wire.GROWN
@@ -189,7 +201,14 @@ class _Attendant:
             self._layouts.clear()
 
     def _send(self, kind: int, payload: bytes = b"") -> None:
-        wire.send(self._connection, kind, 0, payload)
+        wire.send(self._connection, kind, self._turn, payload)
+
+
+def _is_exhausted(error: Exception) -> bool:
+    if isinstance(error, PaddockError):
+        return isinstance(error, Exhausted)
+    text = "".join(traceback.format_exception_only(error)).lower()
+    return isinstance(error, MemoryError) or any(word in text for word in _EXHAUSTED)
 
 
 def _alike(found: dict[str, Any], places: dict[str, Array]) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paddock import __version__, artifacts
+from paddock.admission import not_loaded
 from paddock.cache import current_sources
 from paddock.cache_entries import others_may_write
 from paddock.checks import check_room, judged, settled
@@ -228,6 +229,12 @@ def _check_versions(told: Mapping[str, Any], registry: Registry, folder: Path) -
             here.setdefault(entry.distribution, set()).add(f"{entry.version}+{entry.sources}")
             for name, version in registry.probe(entry).versions.items():
                 here.setdefault(name, set()).add(version)
+    barred = [p for p in (not_loaded(registry.plugins, name) for name in told["versions"] if name not in here) if p]
+    if barred:
+        raise NotAvailable(
+            "the bundle needs plugins that are installed and not loaded", where=str(folder),
+            candidates=[f"{p.distribution} {p.version}: {p.verdict.reason}" for p in barred], remedy=barred[0].remedy,
+        )  # fmt: skip
     differs = [
         f"{name}: {wanted} in the bundle, {' and '.join(sorted(here.get(name, {'not installed'})))} here"
         for name, wanted in told["versions"].items()

@@ -147,6 +147,11 @@ class Store:
 
         self._guarded(seat, drop)
 
+    def release(self) -> None:
+        """Lets go of all folders that it gave out: they may be pruned, and no file is kept open for them."""
+        with self._lock:
+            self._holds.clear()
+
     def private(self, kind: str, key: Any) -> Path:
         """A folder for somebody else's cache (an SDK's own), kept for this key; nobody checks what is in it."""
         return self._made(self._seat("private", kind, key), lambda fresh: (fresh / OWN).mkdir()) / OWN

@@ -13,10 +13,11 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -88,8 +89,14 @@ class Child:
         self._process: Spawned | None = None
         self._connection: Connection | None = None
 
-    def call(self, function: Callable[..., T], *args: Any, seconds: float = DEFAULT_SECONDS) -> T:
-        """`function(*args)` in the child.
+    def call(
+        self,
+        function: Callable[..., T],
+        *args: Any,
+        seconds: float = DEFAULT_SECONDS,
+        hear: Callable[[str], None] | None = None,
+    ) -> T:
+        """`function(*args)` in the child; `hear` gets what it says meanwhile by `tell`.
 
         Raises the child's own `PaddockError`; `BuildFailed` for any other exception there, and where arguments or
         answer do not pickle; `ChildFailed` when it could not be started, crashed, or took longer than `seconds` (it
@@ -97,7 +104,7 @@ class Child:
         """
         message = self._pickling("what it is to work on", lambda: pickle.dumps((function, args)))
         with self._lock:
-            kind, payload = self._exchange(message, seconds)
+            kind, payload = self._exchange(message, seconds, hear)
         if kind == "foreign":
             name, text, trace = payload
             failed = BuildFailed(f"{name}: {text}" if text else name, where=self.label)
@@ -133,22 +140,54 @@ class Child:
             problem = f"{what} cannot pass between processes: {type(error).__name__}: {error}"
             raise BuildFailed(problem, where=self.label) from error
 
-    def _exchange(self, message: bytes, seconds: float) -> Any:
+    def _exchange(self, message: bytes, seconds: float, hear: Callable[[str], None] | None) -> Any:
         if self._process is None:
             self._start()
-        assert self._connection is not None
+        until = time.monotonic() + seconds
         try:
-            self._connection.send_bytes(message)
-            if self._connection.poll(seconds):
-                return self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise ChildFailed(self._post_mortem(), where=self.label) from error
+            found = self._next(until, message)
+            while found is not None and found[0] == _TOLD:
+                if hear is not None:
+                    hear(found[1])  # what it raises is its own affair, and not the process's
+                found = self._next(until)
         except BaseException:
             # Interrupted: the answer that is still to come must not be taken for the next call's.
             self._stop(kill=True)
             raise
-        self._stop(kill=True)
-        raise ChildFailed(f"did not answer within {seconds:g} s and was ended", where=self.label)
+        if found is None:
+            self._stop(kill=True)
+            raise ChildFailed(f"did not answer within {seconds:g} s and was ended", where=self.label)
+        return found
+
+    def _next(self, until: float, message: bytes | None = None) -> Any:
+        """What it says next, once it is sent `message`; None where that takes longer than `until` (`time.monotonic`).
+
+        Raises `ChildFailed` where it has ended.
+        """
+        assert self._connection is not None
+        try:
+            if message is not None:
+                self._connection.send_bytes(message)
+            if self._answers(self._connection, max(0.0, until - time.monotonic())):
+                return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
+        return None
+
+    def _answers(self, connection: Connection, seconds: float) -> bool:
+        """Whether there is an answer in time; raises EOFError where it has ended, whoever else has its end by now."""
+        assert self._process is not None
+        try:
+            pidfd = os.pidfd_open(self._process.pid)
+        except ProcessLookupError:  # it was ended by `kill`, and reaped
+            raise EOFError from None
+        try:
+            ready = wait([connection, pidfd], seconds)
+        finally:
+            os.close(pidfd)
+        if ready and not connection.poll():
+            raise EOFError
+        return bool(ready)
 
     def _start(self) -> None:
         crew = self._crew
@@ -156,7 +195,7 @@ class Child:
         own = {} if crew is None else {"TMPDIR": crew.folder}
         try:
             self._process = Spawned("paddock.child", "serve", own)
-            self._connection = Connection(self._process.socket.detach())
+            self._connection = Connection(os.dup(self._process.socket.fileno()))
         except OSError as error:
             self._stop(kill=True)
             raise ChildFailed(f"the process could not be started: {error}", where=self.label) from error
@@ -179,11 +218,12 @@ class Child:
             self._process.end(kill)
         self._process = self._connection = None
 
-    def _post_mortem(self) -> str:
+    def _ended(self) -> ChildFailed:
         assert self._process is not None
-        told = self._process.post_mortem()
+        failed = ChildFailed(self._process.post_mortem(), where=self.label)
+        failed.code = self._process.process.returncode
         self._stop(kill=True)
-        return told
+        return failed
 
 
 def call_in_child(label: str, function: Callable[..., T], *args: Any, seconds: float = DEFAULT_SECONDS) -> T:
@@ -192,9 +232,23 @@ def call_in_child(label: str, function: Callable[..., T], *args: Any, seconds: f
         return child.call(function, *args, seconds=seconds)
 
 
+_TOLD = "told"
+_SENDING = threading.Lock()
+_PARENT: list[Connection] = []
+"""In a child: the connection to who made it."""
+
+
+def tell(message: str) -> None:
+    """In a child, says something to whoever waits for the call that is inside, from any thread; elsewhere to nobody."""
+    with _SENDING, contextlib.suppress(OSError):  # nobody waits any more: the call's own answer will find out
+        for connection in _PARENT:
+            connection.send((_TOLD, message))
+
+
 def serve() -> None:
     """The child's side: answers calls until its connection closes."""
     connection = Connection(connected().detach())
+    _PARENT.append(connection)
     with contextlib.suppress(EOFError, KeyboardInterrupt, ConnectionError):
         while True:
             _answer(connection)
@@ -212,7 +266,8 @@ def _answer(connection: Connection) -> None:
         answer = ("raised", pickled(error))
     except Exception as error:
         answer = ("foreign", (type(error).__name__, said(error), traceback.format_exc()))
-    connection.send(answer)
+    with _SENDING:
+        connection.send(answer)
 
 
 class Children:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ import typer
 from rich.markup import escape
 
 from paddock import bench_cli, bundle_cli, cache_cli, conformance_cli, diff_cli, plugins_cli, tune_cli
-from paddock.errors import PaddockError, UsageError
+from paddock.errors import NotAvailable, PaddockError, UsageError
 from paddock.terminal import INTERNAL, Terminal, error_json, exit_code
 
 if TYPE_CHECKING:
@@ -82,10 +83,14 @@ def plan(
     html: Annotated[Path | None, typer.Option("--html", help="Write the plan as one self-contained page.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Shows what would run where, in which precision and memory, without building it; fails if that is too much."""
+    """Shows what would run where, in which precision and memory, without building it; fails if that is too much.
+
+    Where the hardware is not here, what can be told without it is shown, and the command fails as a deployment would.
+    """
     from paddock import show
     from paddock.checks import over_budget, with_known_memory
     from paddock.child import Children
+    from paddock.compile import built_notes
     from paddock.jsontext import write_text
     from paddock.page import page
     from paddock.page_data import traces
@@ -95,20 +100,31 @@ def plan(
     if html is not None:
         _check_file(html, "--html")
     with _terminal.progress() as tell, Children() as children:
-        prepared = prepare(model, _settled(model, config, tell), children=children, progress=tell)
+        settled = _settled(model, config, tell)
+        absent: PaddockError | None = None
         try:
-            prepared = with_known_memory(as_deployed(prepared))
-            refused = over_budget(prepared)
+            prepared = prepare(model, settled, children=children, progress=tell)
+        except NotAvailable as error:
+            absent = error
+            try:
+                prepared = prepare(model, settled, children=children, progress=tell, assume=True)
+            except PaddockError:
+                raise error from None  # not even that tells anything
+        try:
+            prepared = with_known_memory(as_deployed(prepared)) if absent is None else prepared
+            refused = over_budget(prepared) if absent is None else absent
+            built = built_notes(prepared.plan, prepared.parts)
+            shown = replace(prepared.plan, notes=(*prepared.plan.notes, *built))
         finally:
             prepared.discard()
     if html is not None:
         traced = {part.segment.index: traces(part.target, prepared.origin) for part in prepared.parts}
-        write_text(html, page(prepared.origin.graph, prepared.plan, traced), "--html")
+        write_text(html, page(prepared.origin.graph, shown, traced), "--html")
     if json:
         told = error_json(refused) if refused is not None else None
-        _terminal.document({"plan": prepared.plan.to_json(), "key": prepared.plan.key, "refused": told})
+        _terminal.document({"plan": shown.to_json(), "key": shown.key, "refused": told})
     else:
-        show.show_plan(_terminal.out, prepared.plan, nodes)
+        show.show_plan(_terminal.out, shown, nodes)
         if refused is not None:
             _terminal.failed(refused)
     if refused is not None:
@@ -192,7 +208,7 @@ def verify(
     if json:
         _terminal.document({"report": report.to_json(), "plan": deployed_plan.to_json()})
     else:
-        show.show_report(_terminal.out, report)
+        show.show_report(_terminal.out, report, f"{deployed_plan.adapter}, device {deployed_plan.device}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ does this process load it. A crash or a hang of an SDK is thereby an error with 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paddock import artifacts
-from paddock.child import Child
+from paddock.child import Child, tell
 from paddock.errors import BuildFailed, PaddockError, Unsupported
 from paddock.host import ChildHost, ExecutionHost, building
 from paddock.machine import host_facts
@@ -91,6 +91,20 @@ def forget(plan: Plan, parts: Sequence[Part]) -> None:
 def keys(plan: Plan, parts: Sequence[Part]) -> list[tuple[Part, Any]]:
     """Each part with the key that its artifact is kept under."""
     return [(part, artifacts.key(part, local_plan(part, plan))) for part in parts]
+
+
+def built_notes(plan: Plan, parts: Sequence[Part]) -> tuple[str, ...]:
+    """What was told of these parts when they were compiled, where they are kept."""
+    folders = [(part, part.workshop.registry.store.find(ARTIFACTS, key)) for part, key in keys(plan, parts)]
+    with suppress(BuildFailed):  # damaged: it is compiled anew
+        return notes_of(artifacts.read(f, part.target.origin.files) for part, f in folders if f is not None)
+    return ()
+
+
+def notes_of(made: Iterable[Artifact]) -> tuple[str, ...]:
+    """The notes among the facts of artifacts."""
+    listed = [artifact.facts.get("notes") for artifact in made]
+    return tuple(dict.fromkeys(str(note) for notes in listed if isinstance(notes, list) for note in notes))
 
 
 def _compile(part: Part, segment: SegmentPlan, context: Context) -> Artifact:
@@ -202,8 +216,9 @@ def check_answer(answer: object, outputs: Sequence[str]) -> None:
 
 def compile_in(child: Child, resolved: Resolved, model: Model, segment: SegmentPlan, context: Context) -> Artifact:
     """The adapter's `compile`, run in a child process; nothing is kept."""
-    return child.call(_compile_here, resolved, model, segment, context.work, context.cache, seconds=SECONDS)
+    args = (resolved, model, segment, context.work, context.cache)
+    return child.call(_compile_here, *args, seconds=SECONDS, hear=context.progress)
 
 
 def _compile_here(resolved: Resolved, model: Model, segment: SegmentPlan, work: Path, cache: Path) -> Artifact:
-    return artifacts.normal(resolved.instance().compile(model, segment, Context(work, cache)), resolved.name)
+    return artifacts.normal(resolved.instance().compile(model, segment, Context(work, cache, tell)), resolved.name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -40,12 +42,12 @@ def check_adapter(adapter: Any) -> None:
     abstract = sorted(getattr(adapter, "__abstractmethods__", ()))
     if abstract:
         raise TypeError(f"{adapter.__name__} does not write {', '.join(abstract)}")
-    for several in ("formats", "aliases", "quantizes_with"):
+    for several in ("formats", "aliases", "quantizes_with", "environment"):
         if not isinstance(getattr(adapter, several), tuple | list):
             raise TypeError(f"{adapter.__name__}: {several} is a tuple of strings (a comma may be missing)")
-    names = (adapter.hardware, adapter.backend, *adapter.formats, *adapter.aliases, *adapter.quantizes_with)
-    if not all(isinstance(n, str) and n for n in names):
-        kinds = "hardware, backend, formats, aliases and quantizes_with"
+    names = (adapter.hardware, adapter.backend, *adapter.formats, *adapter.aliases)
+    if not all(isinstance(n, str) and n for n in (*names, *adapter.quantizes_with, *adapter.environment)):
+        kinds = "hardware, backend, formats, aliases, quantizes_with and environment"
         raise TypeError(f"{adapter.__name__}: {kinds} are non-empty strings")
     if not all(isinstance(p, Precision) for p in adapter.precisions):
         raise TypeError(f"{adapter.__name__}: precisions holds paddock.plan.Precision values")
@@ -105,6 +107,12 @@ def _check_version(thing: Any, name: str) -> None:
             f"{name} was written against version {version} of the contract, this Paddock has {SPI_VERSION}: "
             "upgrade paddock, or install an older release of the plugin"
         )
+
+
+def environment(adapter: type[Adapter]) -> dict[str, str]:
+    """The variables that are set and that its SDK reads, by its `environment` and those of its base classes."""
+    patterns = {pattern for owner in adapter.__mro__ for pattern in vars(owner).get("environment", ())}
+    return {n: os.environ[n] for n in sorted(os.environ) if any(fnmatchcase(n, pattern) for pattern in patterns)}
 
 
 def unknown_options(adapter: type[Adapter], options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paddock import kept
+from paddock.asked import check_rescue
 from paddock.checks import check_memory, measured, settled, verified, with_known_memory
 from paddock.child import Children
 from paddock.compile import (
@@ -19,10 +20,11 @@ from paddock.compile import (
     forget,
     is_expendable,
     is_tried,
+    notes_of,
     remember_tried,
 )
 from paddock.config import HardwareConfig
-from paddock.errors import AccuracyRefused, BuildFailed, ConfigError, NotAvailable, PaddockError, RunFailed
+from paddock.errors import AccuracyRefused, BuildFailed, NotAvailable, PaddockError, RunFailed
 from paddock.footprint import Measured, measured_alone
 from paddock.machine import collector_paused
 from paddock.model import Files, check_unchanged
@@ -78,7 +80,8 @@ def deploy(
     if config.rescue is None:
         return _deployed(model, config, registry, children, progress, samples)
     with config.named():
-        other = _rescuer(config, registry)
+        check_rescue(config, registry)
+        other = stand_in(config, "rescue", registry)
     rescuer = _deployed(model, other, registry, children, progress, samples)
     try:
         with config.named():
@@ -89,18 +92,6 @@ def deploy(
         raise
     made.rescued_by(rescuer)
     return made
-
-
-def _rescuer(config: HardwareConfig, registry: Registry) -> HardwareConfig:
-    """The config of who answers what isolated sessions lose; raises where that cannot be."""
-    found = stand_in(config, "rescue", registry)
-    asked = (config.adapter, *config.candidates)
-    if found.adapter in map(registry.canonical, asked):
-        raise ConfigError(
-            f"{found.adapter} is what the config asks to isolate: in this process, what ended it there would end this "
-            "process too", where="$.rescue", remedy="name another adapter",
-        )  # fmt: skip
-    return found
 
 
 def _deployed(
@@ -218,6 +209,7 @@ def _carried_out(prepared: Prepared, samples: Samples) -> Deployment:
     else:
         prepared, artifacts = _measured_first(prepared, asked, doubt)
     ready = ready_of(prepared, artifacts)
+    ready = replace(ready, plan=replace(ready.plan, notes=(*ready.plan.notes, *notes_of(artifacts))))
     host, arena = ready.load(prepared.tell)
     try:
         check_unchanged(prepared.origin)

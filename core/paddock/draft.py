@@ -17,6 +17,7 @@ from paddock.spi import Event
 from paddock.verify import describe_budget
 from paddock.ward import TIMEOUT
 from paddock.workshop import Part
+from paddock.workshop import notes as told
 
 
 def announce(registry: Registry, name: str, plan: Plan) -> None:
@@ -112,6 +113,8 @@ def _notes(
         elif name != resolved.name:
             notes.append(f"FALLBACK: {placement.on(name)} of {len(placement.nodes)} nodes run on {name}")
     formats = dict.fromkeys(part.target.format for part in parts if part.target.format != origin.format)
+    if resolved.assumed:
+        notes.append(f"NOT CONFIRMED by a device: {resolved.assumed}")
     notes += [f"converted from {origin.format} to {name}" for name in formats]
     widened = dict.fromkeys(
         part.workshop.name
@@ -119,6 +122,8 @@ def _notes(
         if part.precision.precision is not config.precision and part.segment.adapter != in_fp32(resolved.name)
     )
     notes += [f"{name} computes its nodes in fp32: it does not compute in {config.precision}" for name in widened]
+    own = (f"{part.workshop.name}: {note}" for part in parts for note in told(part.workshop, part.target))
+    notes += dict.fromkeys(own)
     if config.accuracy.verify == "off":
         notes.append('NOT VERIFIED: accuracy.verify is "off"')
     if config.warm_start is not None:

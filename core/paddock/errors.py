@@ -128,12 +128,19 @@ class RunFailed(PaddockError):
     """A session failed while it ran, or is closed."""
 
 
+class Exhausted(RunFailed):
+    """A device or a process ran out of memory while a session ran: isolated, it is started anew."""
+
+
 class ChildLost(RunFailed):
     """The process that an adapter is isolated in crashed, hung or ran out of memory with a request, or is not back."""
 
 
 class ChildFailed(BuildFailed):
     """A child process crashed, hung past its time, or could not be started."""
+
+    code: int | None = None
+    """Where the process ended by itself: its exit status, or the number of the signal, negative."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:

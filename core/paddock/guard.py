@@ -86,11 +86,23 @@ class Guard:
         _log.error("%s stays down: %s", name, reason)
         self._tell("child", {"adapter": name, "state": "down", "reason": reason})
 
+    def closing(self, name: str, reason: str) -> None:
+        """A process had ended before it could be asked to close its session, or while it did: nothing is left open."""
+        _log.warning("%s: while closing, %s", name, reason)
+
     def rescued(self, adapter: str, reason: str) -> None:
         """A request was answered by another adapter."""
         with self._lock:
             self._rescued += 1
         self._tell("rescued", {"adapter": adapter, "reason": reason})
+
+    def check_waiting(self) -> None:
+        """Raises `RunFailed` on one of the threads that start processes: a request there would wait for itself."""
+        if threading.get_ident() in self.own:
+            raise RunFailed(
+                "who hears of a session's process cannot have it answer: it is started anew by this very thread",
+                remedy="make requests from another thread",
+            )
 
     def check_closing(self) -> None:
         """Raises `RunFailed` on one of the threads that closing waits for."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from paddock.child import DEFAULT_SECONDS, Child
+from paddock.device_session import OnDevice, run_there
 from paddock.errors import BuildFailed, PaddockError, RunFailed
 from paddock.guard import Guard
 from paddock.own_thread import OwnThread
@@ -283,6 +284,8 @@ class InProcessHost(ServingHost):
 
 
 def _run_session(session: Session, feeds: Arrays, outputs: Sequence[str] | None, into: Arrays | None) -> Outputs:
+    if isinstance(feeds, OnDevice):
+        return run_there(session, feeds, outputs)
     if into is None:
         return session.run(feeds, outputs)
     session.run_into(feeds, into)

@@ -32,6 +32,14 @@ Outputs = dict[str, Array]
 class Gone(Exception):
     """The process ended, hung or ran out of memory while it had a request; says how."""
 
+    remedy = 'name who answers such requests in "rescue"'
+
+
+class Late(Gone):
+    """It did not answer in time."""
+
+    remedy = f'raise "timeout" where it only needs longer, or {Gone.remedy}'
+
 
 class Untouched(Exception):
     """The process had ended before it took the request: nothing was lost."""
@@ -76,13 +84,14 @@ class Line:
         self._shared = shared
         self._seconds = seconds
         self._layouts: dict[Any, _Layout] = {}
+        self._turn = 0
 
     def load(self, load: Callable[[], Session], seconds: float) -> None:
         """Has it load its session; raises what that raises, `Gone` and `Untouched`."""
         connection = self.process.socket
         connection.settimeout(seconds)
+        self._send(wire.LOAD, 0, pickle.dumps(load))
         try:
-            wire.send(connection, wire.LOAD, 0, pickle.dumps(load))
             socket.send_fds(connection, [b"."], [self._shared.fd])
         except OSError as error:
             raise self._lost(error) from None
@@ -152,8 +161,8 @@ class Line:
             [name for name, array in feeds.items() if not carried(array)],
             [(place.name, self._shared.view(place)) for place in receivers or ()],
         )
-        request = Request(self._shared.size, places, outputs, receivers, end)
-        self._send(wire.DEFINE, layout.number, pickle.dumps(request))
+        request = pickle.dumps(Request(places, outputs, receivers, end))
+        self._send(wire.DEFINE, layout.number, pickle.dumps((self._shared.size, request)))
         self._layouts[key] = layout
         return layout
 
@@ -177,6 +186,7 @@ class Line:
         return answer
 
     def _send(self, kind: int, number: int, payload: bytes) -> None:
+        self._turn = wire.following(self._turn)
         try:
             wire.send(self.process.socket, kind, number, payload)
         except OSError as error:
@@ -187,9 +197,13 @@ class Line:
         begun = False
         while True:
             try:
-                kind, _, payload = wire.receive(self.process.socket)
+                kind, turn, payload = wire.receive(self.process.socket)
             except (OSError, EOFError) as error:
                 raise self._lost(error, begun) from None
+            if turn != self._turn:
+                self.process.end(kill=True)
+                self.fate = "the process answered another request than it was asked, and was ended"
+                raise Gone(self.fate)
             if kind != wire.NEED:
                 self.busy = False
                 return kind, payload
@@ -209,7 +223,7 @@ class Line:
             limit = self.process.socket.gettimeout()
             self.process.end(kill=True)
             self.fate = f"the process did not answer within {limit:g} s and was ended"
-            return Gone(self.fate)
+            return Late(self.fate)
         self.fate = self.process.post_mortem()
         # A connection is reset, and not just at its end, where what was sent was never read.
         untouched = isinstance(error, (BrokenPipeError, ConnectionResetError)) and not begun

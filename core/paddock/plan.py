@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from paddock.graph import Choice, Range
 from paddock.memory_plan import MemoryPlan
@@ -272,7 +273,11 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON data."""
-        data: dict[str, Any] = _plans().dump_python(self, mode="json")
+        data: dict[str, Any]
+        try:
+            data = to_jsonable_python(self)  # by values: types would take longer to read than the plan
+        except UnicodeEncodeError:  # a name that is no text, which only types let pass
+            data = _plans().dump_python(self, mode="json")
         return data
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -101,9 +102,9 @@ def plugins(
     from paddock.show import table
 
     terminal: Terminal = context.obj
-    found = Registry.discover(fresh=fresh).plugins
+    registry = Registry.discover(fresh=fresh)
     if json:
-        terminal.document({"plugins": [asdict(plugin) for plugin in found]})
+        terminal.document({"plugins": [asdict(plugin) for plugin in registry.plugins], "unknown": registry.unknown})
         return
     rows = [
         (
@@ -113,10 +114,12 @@ def plugins(
             plugin.origin or "-",
             ", ".join((*plugin.adapters, *plugin.formats)) if plugin.verdict.usable else plugin.verdict.reason,
         )
-        for plugin in found
+        for plugin in registry.plugins
     ]
     columns = ("plugin", "loaded", "digest", "from", "brings, or why it is not loaded")
     terminal.out.print(table(columns, rows))
+    for sentence in registry.unknown:
+        terminal.out.print(sentence, soft_wrap=True, highlight=False, markup=False)
 
 
 def new_plugin(
@@ -134,7 +137,8 @@ def new_plugin(
     terminal: Terminal = context.obj
     folder = output if output is not None else Path(f"paddock-{name}")
     files = write_plugin(name, hardware, folder)
-    steps = [f"pip install -e {folder}[quantization]", f"paddock conformance {hardware}/{name}"]
+    install = shlex.join(["pip", "install", "-e", f"{folder}[quantization]"])
+    steps = [install, f"paddock conformance {hardware}/{name}"]
     if json:
         terminal.document({"files": [str(path) for path in files], "next": steps})
         return

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from paddock.asked import check_contract, check_effect, check_fallback, excluded
+from paddock.asked import check_contract, check_effect, check_fallback, check_rescue, excluded
 from paddock.budget import Budgeter
 from paddock.built import interface
 from paddock.cache import Store
@@ -83,6 +83,7 @@ def prepare(
             calibration = calibration_samples(admitting, config, is_quantised(origin))
             resolved = registry.resolve(config, assume)
             check_fallback(config, registry)
+            check_rescue(config, registry)
             job = _Job(
                 name, config, origin, admitting, registry, children, resolved, work, tell, given, calibration
             )  # fmt: skip

@@ -19,42 +19,21 @@ import pluggy
 from pydantic import TypeAdapter
 
 from paddock import builtin, spi
-from paddock.admission import Allowed, Found, said, tried
+from paddock.admission import Allowed, Found, Plugin, said, tried
 from paddock.cache import Store, current_sources
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig
-from paddock.contract import check_adapter, check_format, parse_options
+from paddock.contract import check_adapter, check_format, environment, parse_options
 from paddock.devices import assumed_device, devices_from, pick_device
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, did_you_mean
 from paddock.machine import host_facts, share_of_threads
 from paddock.plan import Verdict
 from paddock.spi import Adapter, Device, Devices, Event, Format, Probe, ResolvedConfig
-from paddock.wellknown import not_installed, well_known
+from paddock.wellknown import not_installed, trusted, well_known
 
 GROUP = "paddock"
 CORE = "paddock"
 _LOADED = Verdict.yes("loaded", "the contract in paddock.spi")
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """One entry point found, loaded or not."""
-
-    distribution: str
-    version: str
-    entry_point: str
-    verdict: Verdict
-    adapters: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ()
-    origin: str = ""
-    """The file of its module."""
-    digest: str = ""
-    """SHA-256 (hex) of its files: what `PADDOCK_ALLOW` may name."""
-
-    @property
-    def sources(self) -> str:
-        """Its digest, as it stands in keys."""
-        return self.digest[:8]
 
 
 @dataclass(frozen=True)
@@ -65,7 +44,7 @@ class Registered:
     distribution: str
     version: str
     sources: str
-    """A digest of the plugin's Python files, part of every key beside the version."""
+    """A digest of the plugin's files, part of every key beside the version."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +78,8 @@ class Registry:
     adapters: dict[str, list[Registered]] = field(default_factory=dict)
     formats: dict[str, Format] = field(default_factory=dict)
     observer_failures: list[str] = field(default_factory=list)
+    unknown: tuple[str, ...] = ()
+    """What `PADDOCK_ALLOW` names and is not installed here, a sentence for each."""
     _probes: dict[type[Adapter], Probe] = field(default_factory=dict)
     _manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager(GROUP))
 
@@ -119,7 +100,7 @@ class Registry:
                 else all.
             fresh: Whether each plugin that is not imported yet is tried in a child, whatever is kept.
 
-        Raises `UsageError` where an entry of `only` or `PADDOCK_ALLOW` names no distribution.
+        Raises `UsageError` where an entry of `only` or `PADDOCK_ALLOW` is no name with or without a digest.
         """
         registry = cls(store if store is not None else Store())
         registry._manager.add_hookspecs(spi)
@@ -129,9 +110,10 @@ class Registry:
         registry._register(builtin, own)
         allowed = Allowed.here() if only is None else Allowed.of(only)
         found = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
-        points = [(Found.of(point), point) for point in found]
+        points = [(Found.of(point, registry.store), point) for point in found]
         points.sort(key=lambda each: (each[0].distribution, each[1].name))
-        verdicts = {} if allowed is None else {place: allowed.verdict(place) for place, _ in points}
+        verdicts = {} if allowed is None else allowed.verdicts(points)
+        registry.unknown = () if allowed is None else allowed.unknown(place for place, _ in points)
         asked = [place for place, _ in points if place not in verdicts or verdicts[place].usable]
         verdicts.update(tried(asked, registry.store, fresh))
         for place, point in points:
@@ -179,8 +161,7 @@ class Registry:
             )
         if entries:
             return entries[0]
-        failures = [f"{p.distribution} ({p.verdict.reason})" for p in self.plugins if not p.verdict.usable]
-        raise not_installed(name, self.names(), failures, {p.distribution: p.version for p in self.plugins})
+        raise not_installed(name, self.names(), self.plugins, self.unknown)
 
     def probe(self, registered: Registered) -> Probe:
         """The adapter's own `probe()`, asked once; one that raises is a verdict."""
@@ -197,7 +178,7 @@ class Registry:
             return Probe(Verdict.no("its probe() returned no Probe with a Verdict"))
         if not isinstance(found.versions, Mapping):
             return Probe(Verdict.no("its probe() returned versions that are no mapping"))
-        return found
+        return replace(found, versions={**found.versions, **environment(registered.adapter)})
 
     def devices(self, registered: Registered, probe: Probe, fresh: bool = False) -> Devices:
         """The adapter's `probe_device()`, asked in a child process and remembered by versions and host."""
@@ -302,20 +283,21 @@ class Registry:
         return pick_device(name, devices, config)
 
     def references(self, format: str) -> list[Registered]:
-        """The adapters that declare themselves a reference for this format, best first, installed ones only."""
-        ranked = [
-            (entries[0].adapter.references[format].rank, name, entries[0])
-            for name, entries in self.adapters.items()
-            if len(entries) == 1 and format in entries[0].adapter.references
-        ]
-        return [entry for _, _, entry in sorted(ranked, key=lambda r: r[:2]) if self.probe(entry).verdict.usable]
+        """The adapters that declare themselves a reference for this format, best first, installed ones only.
+
+        Where one of them is here that Paddock knows, nobody else's is asked: no vendor judges itself, or others.
+        """
+        declared = [e[0] for e in self.adapters.values() if len(e) == 1 and format in e[0].adapter.references]
+        ranked = sorted(declared, key=lambda entry: (entry.adapter.references[format].rank, entry.adapter.name()))
+        here = [entry for entry in ranked if self.probe(entry).verdict.usable]
+        return [e for e in here if trusted(e.adapter.name(), e.distribution, format)] or here
 
     def observe(self, event: Event) -> None:
         """Tells every observer; one that raises is recorded in `observer_failures` and disturbs nothing."""
         for implementation in self._manager.hook.paddock_observe.get_hookimpls():
             try:
                 implementation.function(*(event for _ in implementation.argnames))  # none, where it takes none
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.observer_failures.append(f"{implementation.plugin_name}: {said(error)}")
 
     def _load(self, place: Found, point: importlib.metadata.EntryPoint, verdict: Verdict) -> None:

@@ -29,11 +29,12 @@ def locked(roots: Iterable[str]) -> tuple[str, ...]:
         except importlib.metadata.PackageNotFoundError:
             continue
         found[key[0]] = f"{key[0]}=={distribution.version}"
-        waiting += _required(distribution, wanted.extras)
+        waiting += required(distribution, wanted.extras)
     return tuple(found[name] for name in sorted(found))
 
 
-def _required(distribution: importlib.metadata.Distribution, extras: Iterable[str]) -> Iterator[Requirement]:
+def required(distribution: importlib.metadata.Distribution, extras: Iterable[str] = ()) -> Iterator[Requirement]:
+    """What a distribution requires here, with these of its extras."""
     for wanted in _parsed(distribution.requires or ()):
         if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
             yield wanted

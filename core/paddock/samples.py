@@ -102,6 +102,11 @@ class Border:
             raise UsageError(f"these shapes are not admitted together: {shapes}", where="inputs", remedy="see $.shapes")
         return ready
 
+    def check_names(self, feeds: Mapping[str, Any]) -> None:
+        """Raises `UsageError` where these are not all inputs and nothing else."""
+        if feeds.keys() != self._inputs.keys():
+            raise self._wrong_names(feeds)
+
     def _extents(self, arrays: Sample) -> dict[str, int]:
         """Extents by symbol; raises `UsageError` where one symbol has two."""
         found: dict[str, int] = {}

@@ -13,11 +13,12 @@ import numpy as np
 
 from paddock.arena import Arena
 from paddock.config import HardwareConfig
+from paddock.device_session import OnDevice
 from paddock.errors import OtherShape, PaddockError, UsageError, did_you_mean
 from paddock.footprint import Measured
 from paddock.graph import Graph
 from paddock.guard import Isolation
-from paddock.host import Outputs, ServingHost
+from paddock.host import InProcessHost, Outputs, ServingHost
 from paddock.into import Answers, Receivers
 from paddock.model import Files, Model
 from paddock.plan import Plan
@@ -238,6 +239,28 @@ class Deployment:
             return self._answers.given(self._host.run(ready), ready)
         outputs = outputs if outputs is None or isinstance(outputs, str) else tuple(outputs)
         return self._answers.given(self._host.run(*self._translated(ready, outputs)), ready, outputs)
+
+    def run_on_device(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """One request whose tensors lie on the device, and whose answers stay there: nothing is copied.
+
+        Args:
+            feeds: For each input anything with `__dlpack__` or `__cuda_array_interface__` there, such as a tensor of
+                torch or cupy: dense, row-major, in the input's dtype.
+            outputs: The outputs wanted; all by default.
+
+        Returns tensors with both protocols, by name. Raises `UsageError` for feeds that do not fit, and where not one
+        adapter that can do so runs the whole model in this process; `RunFailed` as `run` does.
+        """
+        if not isinstance(self._host, InProcessHost):
+            raise UsageError(
+                "tensors on the device are taken where one adapter runs the whole model, in this process",
+                where="inputs", remedy="give NumPy arrays to `run`",
+            )  # fmt: skip
+        self._border.check_names(feeds)
+        given = OnDevice({there: feeds[here] for here, there in self._inputs.items()})
+        names = list(self._outputs) if outputs is None else list(outputs)
+        found: Mapping[str, Any] = self._host.run(given, [self._output(name) for name in names])
+        return {name: found[self._outputs[name]] for name in names}
 
     def submit(
         self,

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from paddock.admission import Plugin
 from paddock.bench import Entry, Measured
 from paddock.bisect import Bisection
 from paddock.lowered import Written
 from paddock.plan import Plan, PrecisionPlan, SearchStep
 from paddock.planning.memory import readable, told_limit
-from paddock.registry import Plugin, Registered
+from paddock.registry import Registered
 from paddock.spi import Devices, Probe
 from paddock.timeline import timeline
 from paddock.verify import Report
@@ -172,12 +173,13 @@ def _nodes(plan: Plan) -> str:
     return f"{len(placement.nodes)}: {shares}; segments: {len(placement.segments)}, format {plan.format}"
 
 
-def show_report(out: Console, report: Report) -> None:
-    """A verification's verdict and each output's figures."""
+def show_report(out: Console, report: Report, where: str = "") -> None:
+    """A verification's verdict and each output's figures; `where` names the adapter and its device."""
     color = {"passed": "green", "failed": "red"}.get(report.outcome.value, "yellow")
     kept = " (kept from an earlier run)" if report.kept else ""
     reason = f": {report.reason}" if report.reason else ""
-    out.print(f"[{color}]{report.outcome.value}[/{color}]{escape(kept + reason)}", soft_wrap=True)
+    on = f" on {where}" if where else ""
+    out.print(f"[{color}]{report.outcome.value}[/{color}]{escape(on + kept + reason)}", soft_wrap=True)
     if not report.outputs:
         return
     out.print(escape(f"against {report.reference}, budget {report.budget}, samples {report.source}"), soft_wrap=True)

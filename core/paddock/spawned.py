@@ -59,6 +59,7 @@ class Spawned:
                     stdout=self._log,
                     stderr=self._log,
                     pass_fds=(held, theirs.fileno()),
+                    process_group=0,  # so that what it starts itself can be ended with it
                     env={
                         **os.environ, **(env or {}),
                         "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
@@ -75,21 +76,27 @@ class Spawned:
         return self.process.pid
 
     def kill(self) -> None:
-        """Ends it at once, from any thread and without waiting for it."""
-        self.process.kill()
+        """Ends it at once, and what it has started; from any thread and without waiting."""
+        if self.process.returncode is None:  # else its number may be another's by now
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def hang_up(self) -> None:
+        """Ends the connection, whoever else holds an end of it: a fork of this process, or a helper of that one."""
+        with self._lock, contextlib.suppress(OSError):  # not while `end` frees its number for somebody else's file
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def end(self, kill: bool) -> None:
         """Ends it and frees what it had; by closing the connection or, where it must `kill`, at once. Twice is fine."""
         if self._log.closed:
             return
-        self.socket.close()
-        if kill:
-            self.process.kill()
-        try:
-            self.process.wait(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.hang_up()
+        with self._lock:
+            self.socket.close()
+        if not kill:
+            self._is_over(PATIENCE)
+        self.kill()
+        self.process.wait()
         with self._lock:
             if not self._log.closed:
                 self._leash.close()
@@ -97,10 +104,9 @@ class Spawned:
 
     def post_mortem(self) -> str:
         """How it ended, with its last words; of one that closed its connection and goes on, that it did. Ends it."""
-        try:
-            code: int | None = self.process.wait(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            code = None
+        over = self._is_over(PATIENCE)
+        self.kill()
+        code = self.process.wait() if over else None
         with self._lock:
             if self._told is None:
                 self._told = _told(code, self._words())
@@ -116,6 +122,21 @@ class Spawned:
                 self._log.truncate(0)
                 self._log.write(last)
 
+    def _is_over(self, seconds: float) -> bool:
+        """Whether it ends within so long. It is not reaped: what it has started is still known by its number."""
+        if self.process.returncode is not None:
+            return True
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:  # reaped meanwhile
+            return True
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+        finally:
+            os.close(pidfd)
+
     def _words(self) -> list[str]:
         if self._log.closed:
             return []
@@ -129,7 +150,9 @@ def connected() -> socket.socket:
     The kernel ends it when the last writing end of the leash is closed, which the parent alone has: also inside of a
     call that never gives the interpreter's lock back. A fork of the parent holds one too, so a thread looks as well.
     """
-    held = int(sys.argv[1])
+    held, connection = int(sys.argv[1]), int(sys.argv[2])
+    for fd in (held, connection):  # what is started here must not keep the connection when this has ended
+        os.set_inheritable(fd, False)
     fcntl.fcntl(held, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(held, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(held, fcntl.F_SETFL, fcntl.fcntl(held, fcntl.F_GETFL) | os.O_ASYNC)
@@ -138,7 +161,7 @@ def connected() -> socket.socket:
     if poll.poll(0):  # it was let go before the kernel knew
         os._exit(1)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    return socket.socket(fileno=int(sys.argv[2]))
+    return socket.socket(fileno=connection)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -184,7 +184,7 @@ class SegmentPlan:
 class Artifact:
     """What `compile` leaves and `load` takes.
 
-    `files` are by role; files of the model itself are referred to, not copied. `facts` is JSON data (no tuples).
+    `files` are by role; the model's own are not copied. `facts` is JSON data (no tuples); plans show its list "notes".
     """
 
     adapter: str
@@ -277,11 +277,9 @@ class Adapter(ABC):
 
     hardware: ClassVar[str]
     backend: ClassVar[str]
-    aliases: ClassVar[tuple[str, ...]] = ()
-    """Other names of the backend, as in `onednn` for `mkldnn`."""
+    aliases: ClassVar[tuple[str, ...]] = ()  # other names of the backend, as in `onednn` for `mkldnn`
     spi_version: ClassVar[int]
-    formats: ClassVar[tuple[str, ...]]
-    """The model formats that `compile` takes, preferred first."""
+    formats: ClassVar[tuple[str, ...]]  # that `compile` takes, preferred first
     precisions: ClassVar[frozenset[Precision]]
     """What it can compute in on some device; `probe_device` says what it computes in on this one."""
     shapes: ClassVar[Shapes] = Shapes.BOUNDED
@@ -295,7 +293,9 @@ class Adapter(ABC):
     savers: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """The same of memory: what may make sessions smaller, turned where that is the objective."""
     references: ClassVar[Mapping[str, ReferenceRole]] = {}
-    """The formats for which it can serve as the reference."""
+    """The formats for which it can serve as the reference, where Paddock itself knows none that is here."""
+    environment: ClassVar[tuple[str, ...]] = ()
+    """Variables that its SDK reads, as `FLAGS_*`, beside those of its base classes: part of each answer and key."""
     quantizes_with: ClassVar[tuple[str, ...]] = ()
     """Distributions that only `quantizer` needs: what it wrote with other versions of them is written anew."""
     Options: ClassVar[type[BaseModel]] = NoOptions
@@ -366,6 +366,10 @@ class Adapter(ABC):
         A deployment is planned by it until one run of its own was measured.
         """
         return None
+
+    def notes(self, model: Model) -> Sequence[str]:
+        """What whoever reads a plan for `model` is to know of it, in sentences; by default nothing."""
+        return ()
 
     def compatible(self, artifact: Artifact) -> Verdict:
         """Asked before `load`; the cache already keys by versions, driver and device."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from paddock.config import HardwareConfig, Memory
-from paddock.errors import MemoryRefused, PaddockError
+from paddock.errors import ConfigError, MemoryRefused, PaddockError
+from paddock.host import building
 from paddock.plan import Precision
 from paddock.planning.memory import readable
 from paddock.registry import Registry
@@ -38,10 +39,21 @@ def stand_in(config: HardwareConfig, key: str, registry: Registry) -> HardwareCo
             "operators": config.operators.model_copy(update={"exclude": kept or (), "keep_fp32": None}),
         }  # fmt: skip
         found = config.model_copy(update=changes)
-        registry.consider(name, found)
+        return _without_idle_threads(found, registry)
     except PaddockError as error:
         error.where = f"$.{key}"
         raise
+
+
+def _without_idle_threads(found: HardwareConfig, registry: Registry) -> HardwareConfig:
+    """The config, without `threads` where the adapter refuses them: they were meant for the one asked for."""
+    resolved = registry.consider(found.adapter, found)
+    try:
+        building(f"{resolved.name}: constructing", resolved.instance)
+    except ConfigError as error:
+        if error.where != "$.threads":
+            raise
+        return found.model_copy(update={"threads": None})
     return found
 
 

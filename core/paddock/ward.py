@@ -19,7 +19,7 @@ from typing import Any
 from paddock import wire
 from paddock.errors import BuildFailed, ChildFailed, ChildLost, PaddockError, RunFailed
 from paddock.guard import Guard
-from paddock.line import Gone, Line, Outputs, Untouched
+from paddock.line import Gone, Late, Line, Outputs, Untouched
 from paddock.shared import Shared
 from paddock.spawned import Spawned
 from paddock.spi import Arrays, Observed, Session
@@ -31,6 +31,8 @@ LOADING = 600.0
 TRIES = 3
 """How often in a row a process is started that does not come up, or ends by itself within `_SETTLING` seconds."""
 _SETTLING = 5.0
+_PAUSE = 1.0
+"""Seconds between two such tries."""
 _TRIM = 60.0
 """Seconds between two looks at how much a process has printed."""
 
@@ -98,6 +100,7 @@ class Ward(Session):
     ) -> None:
         self._name = name
         self._seconds = seconds
+        self._closing = threading.Lock()
         self._keeper = _Keeper(name, load, guard, spares, seconds)
         # Where it is dropped without `close`, or the interpreter ends, nobody waits.
         self._dropped = weakref.finalize(self, self._keeper.abandon)
@@ -124,9 +127,10 @@ class Ward(Session):
 
     def close(self) -> None:
         """Closes the session there, and ends its process."""
-        if self._dropped.detach() is None:
-            return
-        self._keeper.close()
+        with self._closing:  # who was interrupted here can go on with closing
+            if self._dropped.alive:
+                self._keeper.close()
+                self._dropped.detach()
 
     def _inside(self, action: Callable[[Line], Any]) -> Any:
         """`action` with the process, waiting for it where it is being started anew."""
@@ -142,19 +146,16 @@ class Ward(Session):
                 except Untouched:  # it ended before: this request goes to the next one
                     self._keeper.noticed(line)
                     untouched += 1
-                except Gone:
+                except Gone as gone:
                     self._keeper.noticed(line)
-                    raise ChildLost(f"{self._name}: {line.fate}", remedy=_REMEDY) from None
+                    raise ChildLost(f"{self._name}: {line.fate}", remedy=gone.remedy) from None
                 finally:
                     if line.busy and not line.fate:
                         # Interrupted: the answer that is still to come must not be taken for the next call's.
                         line.fate = "the process was ended with the call that was interrupted"
                         line.process.end(kill=True)
                         self._keeper.noticed(line)
-        raise ChildLost(f"{self._name}: {line.fate}, {TRIES} times before it took the request", remedy=_REMEDY)
-
-
-_REMEDY = 'name who answers such requests in "rescue"'
+        raise ChildLost(f"{self._name}: {line.fate}, {TRIES} times before it took the request", remedy=Gone.remedy)
 
 
 class _Keeper:
@@ -165,11 +166,14 @@ class _Keeper:
         self._name, self._load, self._guard, self._spares, self._seconds = name, load, guard, spares, seconds
         self._shared = Shared()
         self._changed = threading.Condition()
+        self._since = 0.0
+        self._trouble = ""
         self._ended = False
         self._down: PaddockError | None = None
         self._starting: Spawned | None = None
         self._pid = os.getpid()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waking = threading.RLock()  # one that a thread can take twice: garbage is collected anywhere
         # A daemon, or the interpreter would wait for it before anything could tell it to end.
         self._thread = threading.Thread(target=self._work, name=f"paddock {name} keeper", daemon=True)
 
@@ -185,6 +189,7 @@ class _Keeper:
     def wait(self, until: float) -> Line:
         """The process that serves, waited for until that time (`time.monotonic`) where requests are to wait.
 
+        But not longer than a request may take since it was lost: of many that come meanwhile each would wait its turn.
         Raises `ChildLost` where there is none.
         """
         with self._changed:
@@ -192,12 +197,14 @@ class _Keeper:
                 if self._ended:
                     raise RunFailed(f"{self._name} is closed")
                 if self._down is not None:
-                    raise ChildLost(f"{self._name} stays down: {self._down.problem}", remedy=_REMEDY)
+                    raise ChildLost(f"{self._name} stays down: {self._down.problem}", remedy=Gone.remedy)
                 if not self._guard.patient:
                     raise ChildLost(f"{self._name}: its process is being started anew")
-                left = until - time.monotonic()
+                self._guard.check_waiting()
+                left = min(until, self._since + self._seconds) - time.monotonic()
                 if left <= 0:
-                    raise ChildLost(f"{self._name}: its process was not back in {self._seconds:g} s", remedy=_REMEDY)
+                    late = f"{self._name}: its process was not back in {self._seconds:g} s{self._trouble}"
+                    raise ChildLost(late, remedy=Late.remedy)
                 self._changed.wait(left)
             return self.line
 
@@ -205,12 +212,15 @@ class _Keeper:
         """Somebody saw that this process is no more."""
         with self._changed:
             if self.line is line:
-                self.line = None
+                self.line, self._since = None, time.monotonic()
                 self._guard.ends(self)
 
     def close(self) -> None:
-        """Closes the session, ends the process and waits for the thread; raises what closing the session did."""
-        failed: BaseException | None = None
+        """Closes the session, ends the process and waits for the thread; raises what closing the session did.
+
+        A process that has ended needs no closing: that is logged, no error.
+        """
+        failed: Exception | None = None
         self._ended, line = True, self.line
         if line is not None and os.getpid() == self._pid:
             with line.turn:
@@ -218,7 +228,7 @@ class _Keeper:
                     try:
                         line.close()
                     except (Gone, Untouched):
-                        failed = RunFailed(f"{self._name}: while closing, {line.fate}")
+                        self._guard.closing(self._name, line.fate)
                     except Exception as error:
                         failed = error
         self.abandon()
@@ -230,23 +240,26 @@ class _Keeper:
             raise failed
 
     def abandon(self) -> None:
-        """Has the process end at once, without waiting; takes no lock, so that garbage collection may call it."""
+        """Has the process end at once, without waiting for anything: garbage collection may call it."""
         if os.getpid() != self._pid:
             return  # a fork has neither the thread nor the right to end its parent's process
         self._ended = True
         for process in (self._starting, self.line.process if self.line is not None else None):
             if process is not None:
                 process.kill()
-        os.eventfd_write(self._wake, 1)
+        with self._waking:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def _work(self) -> None:
         self._guard.own.add(threading.get_ident())
         try:
             try:
                 self._serve()
-            except Exception as error:  # nobody foresaw it: whoever waits must not do so for ever
+            except BaseException as error:  # nobody foresaw it: whoever waits must not do so for ever
                 failed = BuildFailed(f"{self._name}: internal error: {error!r}", remedy="please report this")
-                self._stay_down(failed, told=True)
+                with contextlib.suppress(BaseException):
+                    self._stay_down(failed, told=True)
             with self._changed:
                 self._changed.notify_all()
             _waited(self._wake)  # whoever wrote there, nobody will any more
@@ -258,7 +271,10 @@ class _Keeper:
         self._guard.ends(self)
         self._spares.leave()
         self._shared.close()
-        os.close(self._wake)
+        with self._waking:
+            wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)
 
     def _serve(self) -> None:
         """Returns when this is to end, or no process is started any more."""
@@ -266,10 +282,18 @@ class _Keeper:
         while not self._ended:
             try:
                 line = self._started()
+            except OSError as error:
+                self._trouble = f": it could not be started: {error}"
+                if lost is None:
+                    return self._stay_down(ChildFailed(self._trouble[2:], where=self._name), told=False)
+                _waited(self._wake, seconds=_PAUSE)  # what this host lacks now it may have then
+                continue
             except PaddockError as error:
                 failures += 1
                 if lost is None or failures >= TRIES:
                     return self._stay_down(error, told=lost is not None)
+                self._trouble = f": {error.problem}"
+                _waited(self._wake, seconds=_PAUSE)
                 continue
             begun = time.monotonic()
             self._guard.begins(self, line.process.pid)
@@ -293,15 +317,15 @@ class _Keeper:
         return None
 
     def _started(self) -> Line:
-        """A process that has loaded the session; raises why there is none."""
+        """A process that has loaded the session; raises why there is none, OSError where it cannot be started."""
         try:
             self._starting = process = self._spares.take()
             line = Line(process, self._shared, self._seconds)
-        except OSError as error:
+        except OSError:
             if self._starting is not None:
                 self._starting.end(kill=True)
                 self._starting = None
-            raise ChildFailed(f"the process could not be started: {error}", where=self._name) from error
+            raise
         try:
             if self._ended:
                 raise Gone("it is closed")
@@ -333,6 +357,7 @@ class _Keeper:
         self.noticed(line)
         if self._ended:
             line.process.kill()
+        line.process.hang_up()  # what it has started may hold its end of the connection
         with line.turn:  # whoever is inside sees its end as well, and is out at once
             used = line.busy or line.answered
             if not line.fate:

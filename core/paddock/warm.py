@@ -15,7 +15,7 @@ import numpy as np
 from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.deployment import deploy
-from paddock.errors import ConfigError, MemoryRefused, PaddockError
+from paddock.errors import ConfigError, MemoryRefused, PaddockError, UsageError
 from paddock.exchange import Exchange
 from paddock.footprint import Measured
 from paddock.guard import Isolation
@@ -78,6 +78,13 @@ class WarmDeployment(Deployment):
         if exchange.final:
             return exchange.now.run(feeds, outputs, into=into)
         return exchange.run(feeds, outputs, into)
+
+    def run_on_device(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """Refused with `UsageError`: who serves first may be on another device, and live answers are compared here."""
+        raise UsageError(
+            "with warm_start no tensors on a device are taken", where="$.warm_start",
+            remedy="leave warm_start out, or give NumPy arrays to `run`",
+        )  # fmt: skip
 
     def submit(
         self,

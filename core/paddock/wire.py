@@ -12,14 +12,19 @@ import struct
 from paddock.errors import BuildFailed, PaddockError
 
 HEADER = struct.Struct("<BxxxIQ")
-"""What it is, a number, and the bytes of its payload."""
+"""What it is, a number, and the bytes of its payload. An answer's number is that of the message it belongs to."""
 
-# What the deployment asks; the number is a layout's where there is one.
+# What the deployment asks; the number is a layout's where there is one. DEFINE alone is not answered.
 PREPARE, LOAD, DEFINE, RUN, OBSERVE, CLOSE, GROWN, GIVE_UP = range(8)
 # What the other side answers.
 DONE, ANSWERED, SAME, OTHER, NEED, RAISED, FOREIGN, EXHAUSTED = range(8, 16)
 
 Message = tuple[int, int, bytes]
+
+
+def following(turn: int) -> int:
+    """The number of the next message."""
+    return (turn + 1) & 0xFFFFFFFF
 
 
 def send(connection: socket.socket, kind: int, number: int = 0, payload: bytes = b"") -> None:

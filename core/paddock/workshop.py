@@ -152,6 +152,13 @@ def defects(workshop: Workshop, model: Model) -> tuple[Remedy, ...]:
     return remedies
 
 
+def notes(workshop: Workshop, model: Model) -> tuple[str, ...]:
+    """What the adapter has to say about a plan for this model."""
+    adapter: Adapter = building(f"{workshop.name}: constructing", workshop.adapter)
+    found: tuple[str, ...] = building(f"{workshop.name}: noting", lambda: tuple(map(str, adapter.notes(model))))
+    return found
+
+
 def _select_here(resolved: Resolved, model: Model, work: Path, cache: Path) -> Selection:
     found: object = resolved.instance().select_operators(model, Context(work, cache))
     if not isinstance(found, Selection):

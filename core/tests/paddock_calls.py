@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from paddock.cache import Store
+from paddock.child import tell
 from paddock.errors import ConfigError, NotAvailable, PaddockError, Unsupported
 
 
@@ -23,6 +24,16 @@ def add(a: int, b: int) -> int:
 
 def pid() -> int:
     return os.getpid()
+
+
+def talk(lines: list[str], answer: Any) -> Any:
+    """Says the lines from threads of its own, all at once, and answers."""
+    threads = [threading.Thread(target=tell, args=(line,)) for line in lines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answer
 
 
 def echo(value: Any) -> Any:
@@ -198,3 +209,10 @@ def build_and_hang(root: str) -> NoReturn:
 
     Store(Path(root)).folder("things", {"k": 1}, build)
     raise AssertionError
+
+
+def leave_a_helper_and_crash() -> NoReturn:
+    if not os.fork():
+        time.sleep(600)
+        os._exit(0)
+    segfault()

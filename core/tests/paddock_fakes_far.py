@@ -53,6 +53,10 @@ class Far(odd.Odd):
         """None."""
         return ()
 
+    def notes(self, model: Model) -> Sequence[str]:
+        """How far it is."""
+        return (f"{len(model.graph.nodes)} nodes, far away",)
+
     def select_operators(self, model: Model, context: Context) -> Selection:
         """Provisional without a device; what is wrong with a device that nobody has, the test would see."""
         assert isinstance(self.config.options, FarOptions)

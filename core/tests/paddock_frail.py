@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import paddock_calls as calls
-from paddock.errors import NotAvailable, RunFailed
+from paddock.errors import Exhausted, NotAvailable, RunFailed
 from paddock.model import Model
 from paddock.plan import Precision, Verdict
 from paddock.spi import (
@@ -38,6 +39,7 @@ from pydantic import BaseModel, ConfigDict
 Array = np.ndarray[Any, Any]
 
 SEGFAULT, ABORT, EXIT, HANG, NO_MEMORY, BAD_ALLOC, RAISES, REFUSES, LIST, NOISE, KILLED, SLOW, DEAF = range(1001, 1014)
+CUT_OFF, UNREACHABLE, EXHAUSTED = range(1014, 1017)
 """First elements of the first input, and what then happens."""
 
 
@@ -76,6 +78,12 @@ def mischief(mark: float) -> Any:
             time.sleep(0.3)
         case 1013:
             deaf()
+        case 1014:
+            raise EOFError("weights truncated")
+        case 1015:
+            raise ConnectionRefusedError("licence server refused")
+        case 1016:
+            raise Exhausted("the device has not enough memory")
     return None
 
 
@@ -147,6 +155,22 @@ class Direct(Session):
 
     def close(self) -> None:
         """Nothing."""
+
+
+class Accompanied(Doubling):
+    """Has a helper that holds all that its process has open, and outlives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._helper = subprocess.Popen(["sleep", "600"], close_fds=False)
+        self._fork = os.fork()
+        if not self._fork:
+            time.sleep(600)
+            os._exit(0)
+
+    def observed(self) -> Observed:
+        """Its process, and its helpers'."""
+        return Observed({"process": os.getpid(), "helpers": [self._helper.pid, self._fork]}, nodes=1)
 
 
 class Stubborn(Doubling):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+from paddock.errors import ConfigError
 from paddock.model import Model
 from paddock.plan import Verdict
 from paddock.spi import (
@@ -21,8 +22,10 @@ from paddock.spi import (
     Artifact,
     Concurrency,
     Context,
+    Device,
     Event,
     Probe,
+    ResolvedConfig,
     SegmentPlan,
     Selection,
     Session,
@@ -132,6 +135,18 @@ class Refusing(First):
         raise AssertionError
 
 
+class Threadless(First):
+    """Has no threads of its own."""
+
+    backend: ClassVar[str] = "threadless"
+    aliases: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: ResolvedConfig, device: Device | None) -> None:
+        super().__init__(config, device)
+        if config.config.threads is not None:
+            raise ConfigError("has no effect", where="$.threads", remedy="leave it out")
+
+
 class WarmSession(Session):
     """Every output is twice the input."""
 
@@ -168,7 +183,7 @@ class WarmSession(Session):
 @hookimpl
 def paddock_adapters() -> Sequence[type[Adapter]]:
     """All of them."""
-    return [First, Second, Absent, OnOwnThread, Refusing]
+    return [First, Second, Absent, OnOwnThread, Refusing, Threadless]
 
 
 @hookimpl

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from paddock import bundle, requirements
+from paddock.admission import Plugin
 from paddock.bundle import export, load_bundle
 from paddock.deployment import deploy
 from paddock.errors import AccuracyRefused, MemoryRefused, ModelError, NotAvailable, PaddockError, UsageError
-from paddock.plan import digest
+from paddock.plan import Verdict, digest
 from paddock.registry import Registry
 
 NODES = [("a Abs", "x", "p"), ("b Tanh", "p", "q"), ("c Mul", "q k", "y")]
@@ -222,6 +223,18 @@ def test_other_versions_are_refused(
         load_bundle(whole, registry=plugins)
     assert said in " ".join(caught.value.candidates)
     assert "requirements.txt" in str(caught.value.remedy)
+
+
+def test_a_plugin_that_is_here_and_not_loaded_is_told_as_such(whole: Path, plugins: Registry) -> None:
+    _without(plugins)
+    told = json.loads((whole / "bundle.json").read_text())
+    altered(whole, versions={**told["versions"], "paddock-Barred": "1"})
+    barred = Plugin("Paddock.barred", "1.0", "p", Verdict.no("not among PADDOCK_ALLOW", "PADDOCK_ALLOW"))
+    plugins.plugins.append(barred)
+    with pytest.raises(NotAvailable, match="installed and not loaded") as caught:
+        load_bundle(whole, registry=plugins)
+    assert caught.value.candidates == ("Paddock.barred 1.0: not among PADDOCK_ALLOW",)
+    assert caught.value.remedy == barred.remedy and "pip" not in barred.remedy
 
 
 def test_another_core_is_refused(whole: Path, plugins: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import paddock_calls as calls
 import psutil
 import pytest
 from paddock import spawned
-from paddock.child import Child, Children, Crew, call_in_child
+from paddock.child import Child, Children, Crew, call_in_child, tell
 from paddock.errors import BuildFailed, ChildFailed, ConfigError, PaddockError, Unsupported
 
 
@@ -61,6 +61,25 @@ def test_paddock_error_keeps_its_fields(child: Child) -> None:
     with pytest.raises(Unsupported) as other:
         child.call(calls.raise_unsupported)
     assert (other.value.nodes, other.value.problem) == ((3, 5), "no such kernel")
+
+
+def test_what_a_child_says_meanwhile_is_heard_and_is_no_answer(child: Child) -> None:
+    lines = [f"step {number}" for number in range(50)]
+    heard: list[str] = []
+    assert child.call(calls.talk, lines, "done", hear=heard.append) == "done"
+    assert sorted(heard) == sorted(lines)
+    assert child.call(calls.talk, lines, "unheard") == "unheard"
+    tell("in no child nobody hears")
+
+
+@pytest.mark.parametrize("error", [LookupError, BrokenPipeError, EOFError])
+def test_who_hears_and_fails_is_not_the_child_that_fails(child: Child, error: type[Exception]) -> None:
+    def wrong(line: str) -> None:
+        raise error(line)
+
+    with pytest.raises(error):
+        child.call(calls.talk, ["a", "b"], 1, hear=wrong)
+    assert child.call(calls.add, 2, 3) == 5, "what was said to a call that ended is no answer to the next"
 
 
 def test_foreign_exception_becomes_build_failed_with_its_trace(child: Child) -> None:

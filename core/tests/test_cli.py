@@ -129,7 +129,7 @@ def test_adapters(flag: Sequence[str]) -> None:
     done = paddock("adapters", *flag)
     if flag:
         found = {entry["adapter"]: entry for entry in done.data["adapters"]}
-        assert set(found) == {"cpu/onnxruntime", "cpu/reference"}
+        assert set(found) == {"cpu/onnxruntime", "cpu/reference", "gpu/cuda"}
         assert found["cpu/onnxruntime"]["devices"]["verdict"]["answer"] == "yes"
         assert found["cpu/onnxruntime"]["options"]["properties"]
         assert {p["distribution"] for p in done.data["plugins"]} >= {"paddock", "paddock-reference"}
@@ -549,7 +549,7 @@ def test_a_config_for_what_is_not_installed_lists_what_is(folder: Path, name: st
     hardware, _, backend = name.partition("/")
     config = json.dumps({"hardware": hardware, "backend": backend})
     error = failed(3, "NotAvailable", "plan", "--model", folder / "relu.onnx", "--config", config)
-    assert error["candidates"] == ["cpu/onnxruntime", "cpu/reference"] and error["remedy"]
+    assert error["candidates"] == ["cpu/onnxruntime", "cpu/reference", "gpu/cuda"] and error["remedy"]
 
 
 def test_cache_that_cannot_be_written(folder: Path) -> None:

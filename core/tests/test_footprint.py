@@ -89,6 +89,7 @@ def test_what_sessions_hold_and_runs_take_is_measured(plan: Any) -> None:
     assert TAKEN * MIB - NEAR < runs < 2 * TAKEN * MIB + NEAR  # they may run at the very same time
 
 
+@pytest.mark.long
 def test_what_is_kept_for_each_shape_is_measured_too(plan: Any) -> None:
     shapes = {"n": {"min": 1, "max": 5}}
     none, each = measured(plan(shapes=shapes)), measured(plan({"each": 8}, shapes=shapes))
@@ -99,6 +100,7 @@ def test_a_shape_that_is_refused_is_not_measured(plan: Any) -> None:
     assert measured(plan({"odd": True, "each": 8})).peak > measured(plan()).peak + 2 * 8 * MIB - NEAR
 
 
+@pytest.mark.long
 def test_staging_copies_are_measured(plan: Any) -> None:
     small, large = (measured(plan(shapes={"n": {"min": 1, "max": n}})) for n in (4, 2_000_000))
     assert large.peak > small.peak + 2 * 32 * MIB  # the request itself, and room for a copy of it

@@ -15,6 +15,7 @@ import numpy as np
 import paddock_fakes_segments as odd
 import pytest
 from paddock import artifacts, cache, devices, kept, machine, registry
+from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.deployment import Deployment, deploy
 from paddock.errors import AccuracyRefused, BuildFailed, MemoryRefused, PaddockError, StrictnessError
@@ -30,6 +31,16 @@ SPLIT = {**BASE, "fallback": ["cpu/reference"], "operators": {"exclude": ["b"]}}
 
 def floats(*rows: Any) -> np.ndarray[Any, Any]:
     return np.array(rows, np.float32)
+
+
+CHILDREN = Children()
+"""For all of these tests: starting some for each would be most of their time."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _children() -> Iterator[None]:
+    yield
+    CHILDREN.close()
 
 
 @pytest.fixture
@@ -59,7 +70,7 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 def served(model: Path, config: Mapping[str, Any], plugins: Registry, **more: Any) -> Deployment:
     """Deployed, checked by one request, and closed."""
-    with deploy(model, config, registry=plugins, **more) as deployment:
+    with deploy(model, config, registry=plugins, children=CHILDREN, **more) as deployment:
         x = floats([1, -2, 0.5])
         np.testing.assert_allclose(deployment.run({"x": x})["y"], np.tanh(np.abs(x)) * [2, 3, 4], rtol=1e-6)
         return deployment
@@ -166,6 +177,12 @@ def _other_core(monkeypatch: pytest.MonkeyPatch, plugins: Registry) -> None:
     monkeypatch.setattr(cache, "source_digest", lambda folder: "of other code")
 
 
+def _other_environment(monkeypatch: pytest.MonkeyPatch, plugins: Registry) -> None:
+    monkeypatch.setattr(odd.Odd, "environment", ("ODD_*",))
+    monkeypatch.setenv("ODD_SPEED", "9")
+    plugins._probes.clear()
+
+
 FACTORS = {
     "version": _other_version,
     "sources": _other_sources,
@@ -175,6 +192,7 @@ FACTORS = {
     "flags": _other_host("flags", []),
     "driver": _other_host("nvidia", "999.9"),
     "core": _other_core,
+    "environment": _other_environment,
 }
 
 
@@ -221,7 +239,6 @@ def test_a_model_elsewhere_is_the_same(model: Path, plugins: Registry, tmp_path:
 def test_who_asks_to_verify_is_not_told_of_an_earlier_time(
     model: Path, plugins: Registry, tmp_path: Path, verify: str
 ) -> None:
-    from paddock.child import Children
     from paddock.prepare import prepare
     from paddock.references import write_golden
 

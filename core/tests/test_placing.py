@@ -95,6 +95,7 @@ def right(deployment: Deployment) -> None:
 # An adapter that is asked again
 
 
+@pytest.mark.long
 def test_a_no_about_the_segment_alone_moves_the_node_on(serve: Deploy, line: Path) -> None:
     """Nothing is wrong with d in the whole model; behind the cut, its session would be fed r."""
     fields: dict[str, Any] = {"fallback": ["cpu/onnxruntime"], "operators": {"exclude": ["c"]}}

@@ -80,6 +80,7 @@ def test_what_a_backend_lowers_wrongly_runs_apart_in_fp32(line: Path, registry: 
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_where_no_node_can_be_narrow(line: Path, registry: Registry, children: Children) -> None:
     with pytest.raises(AccuracyRefused) as caught:
         deploy(line, config(options={"wrong_narrow": list("abcde")}), registry=registry, children=children)

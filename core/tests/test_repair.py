@@ -384,6 +384,7 @@ def test_the_command_in_json(shop: Path) -> None:
     assert (well["nodes"], well["runs"], well["problem"]) == ({}, 1, "")
 
 
+@pytest.mark.long
 def test_the_command_without_an_output_shows_the_config(shop: Path) -> None:
     done = command(shop, "--model", "m.onnx", "--config", "configs/wrong.json")
     shown = json.loads(done.stdout[done.stdout.index("{") :])
