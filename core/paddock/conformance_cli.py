@@ -48,8 +48,8 @@ def conformance(
     terminal: Terminal = context.obj
     terminal.json = False  # --json names a file here
     for path, option in ((json, "--json"), (html, "--html")):
-        if path is not None and (not path.parent.is_dir() or path.is_dir()):
-            raise UsageError("is no file in a folder that exists", where=f"{option}: {path}")
+        if path is not None:
+            _check_writable(path, option)
     reasons = _expected(expected) if expected is not None else {}
     registry = Registry.discover()
     registered = registry.get(adapter)
@@ -92,9 +92,25 @@ def conformance(
             terminal.out.print(f"{what}: {', '.join(names)}", soft_wrap=True)
     if certificate.idle:
         terminal.out.print("[red]it served no model here, which proves nothing[/]")
-    terminal.out.print(f"{certificate.adapter} {'conforms' if certificate.conforms else 'does not conform'}")
-    if not certificate.conforms:
+    said = certificate.verdict if certificate.kept else "does not conform"
+    terminal.out.print(escape(f"{certificate.adapter} on {certificate.device}: {said}"), soft_wrap=True)
+    if not certificate.kept:
         raise typer.Exit(DOES_NOT_CONFORM)
+
+
+def _check_writable(path: Path, option: str) -> None:
+    """A run takes minutes: what could not be written at its end is told before it begins."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise UsageError("is no file in a folder that exists", where=f"{option}: {path}")
+    if path.exists() and not path.is_file():
+        return  # a pipe, which opening would disturb
+    there = path.exists()
+    try:
+        path.open("a").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", where=f"{option}: {path}") from None
 
 
 def _expected(path: Path) -> dict[str, str]:

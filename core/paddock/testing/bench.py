@@ -79,6 +79,11 @@ class Bench:
         """Makes this process work in the bench's folder and the run's cache: another bench may have been at work."""
         os.environ["PADDOCK_CACHE"] = str(self.folder.parent / "cache")
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
+        os.chdir(self.folder)
+
+    def leave(self) -> None:
+        """Lets go of what was taken from the run's cache: each entry in use is an open file, and checks are many."""
+        self.registry.store.release()
 
     @property
     def name(self) -> str:
@@ -156,7 +161,7 @@ class Bench:
         """The model of one operator, or of a variant of it; raises `Skipped` where the adapter takes no ONNX."""
         if self.format != "onnx":
             raise Skipped(f"it takes {self.format} models, and the operators' models are ONNX")
-        path = self.folder / f"{name.replace(', ', '-').lower()}.{kind}.onnx"
+        path = self.folder / f"{name.replace(',', '').replace(' ', '-').lower()}.{kind}.onnx"
         return path if path.exists() else write_single(single or SINGLES[name], path)
 
     @cached_property
@@ -352,11 +357,10 @@ class Serving:
     def expected(self, *samples: Sample) -> list[Outputs]:
         """What the model answers, by a reference that is not the adapter itself where there is another."""
         registry, model, children = self.bench.registry, self.prepared.origin, self.bench.children
-        ranked = [entry.adapter.name() for entry in registry.references(model.format)]
-        after = self.bench.name if ranked[:1] == [self.bench.name] and len(ranked) > 1 else ""
-        for first in dict.fromkeys((after, "")):
+        others = {name: entries for name, entries in registry.adapters.items() if name != self.bench.name}
+        for judges in (replace(registry, adapters=others), registry):
             with suppress(NotAvailable):
-                return [dict(found) for found in reference_outputs(registry, model, samples, children, first).outputs]
+                return [dict(found) for found in reference_outputs(judges, model, samples, children).outputs]
         raise Skipped(f"no reference for {model.format} models could answer")
 
     def __enter__(self) -> Serving:

@@ -22,7 +22,8 @@ class Certificate:
     """The outcome of one run, as plain data.
 
     `subject` says what was tested (adapter, distribution and version with the digest of its sources, SDK versions),
-    `host` on what. `whole` is False where only some checks were asked for.
+    `host` and `device` on what, the first of `devices`; `references` who judged it, by format, in the order in which
+    they are asked. `whole` is False where only some checks were asked for.
     """
 
     adapter: str
@@ -31,7 +32,9 @@ class Certificate:
     whole: bool
     subject: Mapping[str, str]
     declared: Mapping[str, Any]
+    device: str
     devices: tuple[str, ...]
+    references: Mapping[str, tuple[str, ...]]
     host: Mapping[str, str]
     results: tuple[Result, ...]
     expected: Mapping[str, str] = field(default_factory=dict)
@@ -40,9 +43,30 @@ class Certificate:
     unknown: tuple[str, ...] = ()
 
     @property
-    def conforms(self) -> bool:
+    def kept(self) -> bool:
         """Whether nothing failed, crashed or hung that was not expected to, and the other way round; and it served."""
         return not (self.unexpected or self.stale or self.unknown or self.idle)
+
+    @property
+    def conforms(self) -> bool:
+        """Whether all of the checks were asked for, and what was promised was kept, but for what was expected."""
+        return self.whole and self.kept
+
+    @property
+    def failing(self) -> tuple[str, ...]:
+        """What is bad as expected, with how where that is worse than failing."""
+        bad = (r for r in self.results if r.outcome.bad and r.check in self.expected)
+        return tuple(r.check if r.outcome is Outcome.FAILED else f"{r.check} ({r.outcome})" for r in bad)
+
+    @property
+    def verdict(self) -> str:
+        """What came of it, in a line; nothing that is not whole is called conformance."""
+        against = (*self.unexpected, *self.stale, *self.unknown, *(("it served no model here",) if self.idle else ()))
+        if against:
+            return f"does not conform: {', '.join(against)}"
+        n, known = len(self.failing), ", ".join(self.failing)
+        but = f" but for {n} expected failure{'s' if n > 1 else ''}: {known}" if n else ""
+        return f"conforms{but}" if self.whole else f"no certificate: some checks only, all kept{but}"
 
     @property
     def idle(self) -> bool:
@@ -76,11 +100,14 @@ class Certificate:
             "certificate": 1,
             "adapter": self.adapter,
             "conforms": self.conforms,
+            "verdict": self.verdict,
             "made": self.made,
             "run": {"quick": self.quick, "whole": self.whole},
             "subject": dict(self.subject),
             "declared": dict(self.declared),
+            "device": self.device,
             "devices": list(self.devices),
+            "references": {format: list(names) for format, names in self.references.items()},
             "host": dict(self.host),
             "counts": counted(self.results),
             "areas": {a.value: counted(r for r in self.results if r.area is a) for a in _areas(self.results)},
@@ -130,9 +157,12 @@ def certify(
             "process": adapter.process.value,
             "options": sorted(adapter.Options.model_fields),
         },
+        device=found.devices[0].name if found.devices else "no device",
         devices=tuple(
-            f"{d.name}: {', '.join(p.value for p, v in d.precisions.items() if v.usable)}" for d in found.devices
+            f"{d.name}: {', '.join(p.value for p, v in d.precisions.items() if v.usable)}{_NOT_TESTED if i else ''}"
+            for i, d in enumerate(found.devices)
         ),
+        references={format: _references(registered, registry, format) for format in adapter.formats},
         host={
             "processor": processor,
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -145,6 +175,23 @@ def certify(
         stale=tuple(r.check for r in judgement.stale),
         unknown=judgement.unknown,
     )
+
+
+_NOT_TESTED = " (not tested)"
+
+
+def _references(tested: Registered, registry: Registry, format: str) -> tuple[str, ...]:
+    """Who judges models of a format, with what brings them; an adapter itself only where there is nobody else."""
+    found = [entry for entry in registry.references(format) if entry.adapter is not tested.adapter]
+    return tuple(
+        f"{e.adapter.name()} ({', '.join([f'{e.distribution} {e.version}', *_versions(registry, e)])})"
+        + (", of the same distribution" if e.distribution == tested.distribution else "")
+        for e in found
+    ) or ("nobody but itself" if format in tested.adapter.references else "nobody",)
+
+
+def _versions(registry: Registry, entry: Registered) -> list[str]:
+    return [f"{name} {version}" for name, version in registry.probe(entry).versions.items()]
 
 
 def _areas(results: Sequence[Result]) -> list[Area]:
@@ -171,29 +218,30 @@ td { text-align: left; vertical-align: top; padding: 3px 10px 3px 0;
   border-bottom: 1px solid color-mix(in srgb, currentColor 15%, transparent); overflow-wrap: anywhere; }
 td:first-child { white-space: nowrap; }
 .passed, .native, .yes { color: #0b7a4f; } .failed, .crashed, .hung, .wrong, .no { color: #c0341d; font-weight: 600; }
-.skipped, .refused { color: #8a6d1a; } .small { opacity: .7; }
+.skipped, .refused, .partly { color: #8a6d1a; } .small { opacity: .7; }
 ul.grid { columns: 4; padding: 0; list-style: none; margin: 0; }
 @media (prefers-color-scheme: dark) { .passed, .native, .yes { color: #4fd1a5; } .failed, .crashed, .hung, .wrong, .no
-  { color: #ff7a62; } .skipped, .refused { color: #f0c05a; } }
+  { color: #ff7a62; } .skipped, .refused, .partly { color: #f0c05a; } }
 """
 
 
 def html(certificate: Certificate) -> str:
     """The certificate as one self-contained page: no script, nothing is fetched."""
     c = certificate
-    against = (*c.unexpected, *c.stale, *c.unknown, *(("it served no model here",) if c.idle else ()))
-    verdict = "conforms" if c.conforms else f"does not conform: {', '.join(against)}"
+    color = "no" if not c.kept else "yes" if c.conforms and not c.failing else "partly"
     scope = ("quick" if c.quick else "full") + ("" if c.whole else ", only some of the checks")
     counts = ", ".join(f"{n} {way}" for way, n in counted(c.results).items() if n)
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n",
-        f"<title>{_text(c.adapter)} - Paddock conformance</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n",
-        f"<h1>{_text(c.adapter)}</h1>\n",
-        f'<p class="verdict {"yes" if c.conforms else "no"}">{_text(verdict)}</p>\n',
+        f"<title>{_text(c.adapter)} on {_text(c.device)} - Paddock conformance</title>\n",
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n",
+        f"<h1>{_text(c.adapter)} on {_text(c.device)}</h1>\n",
+        f'<p class="verdict {color}">{_text(c.verdict)}</p>\n',
         f'<p class="small">{_text(c.made)}, {_text(scope)}: {_text(counts)}</p>\n',
     ]
-    for title, facts in (("What was tested", c.subject), ("What it declares", c.declared), ("On what", c.host)):
+    told = (c.subject, c.declared, c.references, c.host)
+    for title, facts in zip(("What was tested", "What it declares", "Judged by", "On what"), told, strict=True):
         parts.append(f"<h2>{title}</h2>\n{_rows((k, v) for k, v in facts.items())}")
     parts.append("<ul>" + "".join(f"<li>{_text(device)}</li>" for device in c.devices) + "</ul>\n")
     for title, ways in (("Operators", c.operators), ("Models", c.models)):
@@ -201,8 +249,8 @@ def html(certificate: Certificate) -> str:
             cells = "".join(f'<li><span class="{way}">{way}</span> {_text(name)}</li>' for name, way in ways.items())
             parts.append(f'<h2>{title}</h2>\n<ul class="grid">{cells}</ul>\n')
     if c.matrix:
-        told = ((op, ", ".join(f"{n} {way}" for way, n in ways.items())) for op, ways in sorted(c.matrix.items()))
-        parts.append(f"<h2>ONNX's own node cases</h2>\n{_rows(told)}")
+        ways_of = ((op, ", ".join(f"{n} {way}" for way, n in ways.items())) for op, ways in sorted(c.matrix.items()))
+        parts.append(f"<h2>ONNX's own node cases</h2>\n{_rows(ways_of)}")
     if c.unproven:
         rows = ((check, "; ".join(claims)) for check, claims in c.unproven.items())
         parts.append(f"<h2>Claims that nobody could prove</h2>\n{_rows(rows)}")
@@ -224,5 +272,5 @@ def _rows(facts: Any) -> str:
 
 
 def _text(value: object) -> str:
-    shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in shown), quote=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -68,6 +69,55 @@ def _threads(bench: Bench) -> Evidence:
             _in_threads([many(serving, host, s, w) for s, w in zip(samples, wanted, strict=True)])
             host.close()  # not where threads hang inside of it: it would wait for them
     return Evidence(f"{kind}: {THREADS} threads, {RUNS} runs each")
+
+
+@TABLE.check(
+    "sessions_at_once",
+    "sessions that run at the same time, of one model and of two, answer each for itself",
+    seconds=240,
+)
+def _sessions_at_once(bench: Bench) -> Evidence:
+    """Each on a thread of its own: that is promised whatever the threading, which is about one session."""
+    kind = bench.adapter.concurrency.threading
+    with ExitStack() as stack:
+        models = [stack.enter_context(bench.serving(bench.plain)), _another(bench, stack)]
+        servings = [serving for serving in models if serving is not None]
+        hosts: list[InProcessHost] = []
+        actions: list[Callable[[], None]] = []
+        for serving in servings:
+            for instances in (2, 1):  # as one deployment has them, forked where the adapter can, and as another has
+                load = partial(serving.segment.load, lambda message: None)
+                host = InProcessHost(load, kind, instances, bench.name)
+                hosts.append(host)
+                for instance in range(instances):
+                    samples = [serving.sample(len(actions) + THREADS * n) for n in range(2)]
+                    actions.append(_in_turns(serving, partial(host.run_on, instance), samples))
+        _in_threads(actions)
+        for host in hosts:
+            host.close()
+        return Evidence(f"{kind}: {len(actions)} sessions of {len(servings)} models at once, {2 * RUNS} runs each")
+
+
+def _another(bench: Bench, stack: ExitStack) -> Serving | None:
+    """Another model than the plainest, for as long as `stack` is open; None where it serves no other."""
+    others = (bench.model(name) for name in bench.names)
+    for path in dict.fromkeys((*others, bench.moving)):
+        if path != bench.plain:
+            with suppress(Refused):
+                return stack.enter_context(bench.serving(path))
+    return None
+
+
+def _in_turns(serving: Serving, run: Callable[[Any], Any], samples: list[Any]) -> Callable[[], None]:
+    """Compared with what the session answers alone, which is judged elsewhere: here only the others may matter."""
+    wanted = [dict(serving.prepared.translation.answer(run, sample)) for sample in samples]
+
+    def turns() -> None:
+        for _ in range(RUNS):
+            for sample, should in zip(samples, wanted, strict=True):
+                _right(serving, run, sample, should, "with other sessions running at the same time")
+
+    return turns
 
 
 @TABLE.check("another_thread", "a session that is bound to no thread also runs on one that did not load it")

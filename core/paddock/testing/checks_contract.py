@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
-import io
 import json
 import os
 import pickle
+import shutil
 import sys
+import sysconfig
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from paddock.artifacts import normal
 from paddock.child import Child
@@ -26,10 +32,11 @@ from paddock.testing.bench import Bench, Serving
 from paddock.testing.judging import apart
 from paddock.testing.outcomes import Area
 from paddock.testing.table import Broken, Evidence, Skipped, Table
+from paddock.testing.watching import caught, read, state
 
 TABLE = Table(Area.CONTRACT)
 _CHEAP = 1.0
-"""Seconds of processor time that `probe` may take: reading metadata takes a hundredth of that."""
+"""Seconds that the fastest of three calls of `probe` may take: reading metadata takes a hundredth of that."""
 _OWN = ("numpy", "onnx", "pydantic", "pluggy", "psutil", "rich", "typer", "packaging", "platformdirs", "filelock")
 """What Paddock itself needs: its presence says nothing about the adapter."""
 
@@ -46,32 +53,42 @@ def _declared(bench: Bench) -> None:
     "imports_no_sdk", "importing the plugin imports no SDK, prints nothing and leaves the environment as it was"
 )
 def _imports_no_sdk(bench: Bench) -> Evidence:
+    module, distribution = bench.adapter.__module__, bench.registered.distribution
+    points = importlib.metadata.entry_points(group="paddock")
+    modules = [*(p.module for p in points if p.dist is not None and p.dist.name == distribution), module]
     with Child("importing the plugin") as child:
-        found, said, changed = child.call(_import_here, bench.adapter.__module__, _packages(bench.probe))
+        found, said, changed = child.call(_import_here, modules, packages_of(bench.probe))
     if found:
-        raise Broken(f"importing {bench.adapter.__module__} imports {', '.join(found)}")
+        raise Broken(
+            f"importing {' and '.join(dict.fromkeys(modules))} imports {', '.join(found)}, "
+            "which is neither the plugin's own nor Paddock's: import it where it is needed"
+        )
     if said:
-        raise Broken(f"importing {bench.adapter.__module__} prints {said[:80]!r}")
+        raise Broken(f"importing {module} prints {said[:80]!r}")
     if changed:
-        raise Broken(f"importing {bench.adapter.__module__} changes the environment: {', '.join(changed)}")
-    packages = sorted(_packages(bench.probe))
-    return Evidence(f"none of {', '.join(packages)}" if packages else "its probe names no SDK")
+        raise Broken(f"importing {module} changes the environment: {', '.join(changed)}")
+    packages = sorted(packages_of(bench.probe))
+    return Evidence(f"none of {', '.join(packages)}" if packages else "nothing but the plugin's own and Paddock's")
 
 
-@TABLE.check("probe", "probe() never raises, imports no SDK, answers the same again and takes next to no time")
+@TABLE.check("probe", "probe() never raises, imports no SDK, answers again, changes nothing and takes next to no time")
 def _probe(bench: Bench) -> Evidence:
     for bare in (False, True):
+        where = " with an empty environment" if bare else ""
         with Child("probing") as child:
             try:
-                seconds, found = child.call(_probe_here, bench.adapter, bare)
+                seconds, found, said, changed = child.call(_probe_here, bench.adapter, bare)
             except PaddockError as error:
-                where = " with an empty environment" if bare else ""
                 raise Broken(f"probe(){where}: {error.problem}") from error
         if found:
             raise Broken(f"probe() imports {', '.join(found)}")
+        if said:
+            raise Broken(f"probe() prints {said[:80]!r}")
+        if changed:
+            raise Broken(f"after probe(){where} {'; '.join(changed)}")
         if seconds > _CHEAP:
-            raise Broken(f"probe() takes {seconds:.1f} s of processor time, at most {_CHEAP:g} are cheap")
-    return Evidence(f"{seconds * 1000:.0f} ms of processor time; {bench.probe.verdict.answer}")
+            raise Broken(f"probe() takes {seconds:.1f} s each time, at most {_CHEAP:g} s are cheap")
+    return Evidence(f"{seconds * 1000:.0f} ms; {bench.probe.verdict.answer}")
 
 
 @TABLE.check("device", "probe_device() gives devices with a verdict for each declared precision")
@@ -92,7 +109,25 @@ def _device(bench: Bench) -> Evidence:
             raise Broken(f"device {device.index} says no to {', '.join(unsaid)} without a reason")
         if device.memory is not None and device.memory <= 0:
             raise Broken(f"device {device.index} has {device.memory} bytes of memory")
-    return Evidence("; ".join(f"{d.name}: {', '.join(p for p in d.precisions)}" for d in bench.devices.devices))
+    twice = [index for index, count in Counter(d.index for d in bench.devices.devices).items() if count > 1]
+    if twice:
+        raise Broken(f"several devices have the index {', '.join(map(str, twice))}")
+    usable = [(d.name, [p for p, v in d.precisions.items() if v.usable]) for d in bench.devices.devices]
+    return Evidence("; ".join(f"{name}: {', '.join(found) or 'no precision'}" for name, found in usable))
+
+
+@TABLE.check("every_device", "each device that is listed answers right")
+def _every_device(bench: Bench) -> Evidence:
+    first, *others = bench.devices.devices
+    if not others:
+        raise Skipped(f"there is one device only: {first.name}")
+    for device in others:
+        with bench.serving(bench.plain, devices=[device.index]) as serving:
+            sample = serving.sample()
+            (wanted,) = serving.expected(sample)
+            if (why := apart(wanted, serving.answer(serving.load(), sample), serving.precision)) is not None:
+                raise Broken(f"on device {device.index} ({device.name}): {why}")
+    return Evidence(f"all else is run on {first.name}; here on {', '.join(d.name for d in others)}")
 
 
 @TABLE.check("pickles", "the class, its config and its device cross processes and come back the same")
@@ -156,12 +191,29 @@ def _compiles_to_data(bench: Bench) -> Evidence:
         return Evidence(f"files: {', '.join(artifact.files) or 'none'}; facts: {', '.join(artifact.facts) or 'none'}")
 
 
-@TABLE.check("loads_elsewhere", "an artifact loads and answers right in another process than the one that compiled it")
+@TABLE.check("loads_elsewhere", "an artifact loads and answers right in another process, without the adapter's cache")
 def _loads_elsewhere(bench: Bench) -> None:
     with bench.serving(bench.plain) as serving, Child("loading elsewhere") as child:
         sample = serving.sample()
-        found = child.call(_run_elsewhere, serving.segment, dict(serving.feeds(sample)))
+        with _without(serving.segment.cache):
+            found = child.call(_run_elsewhere, serving.segment, dict(serving.feeds(sample)))
         _right(serving, sample, found)
+
+
+@contextlib.contextmanager
+def _without(cache: Path) -> Iterator[None]:
+    """The adapter's own cache is empty, as it is where the artifact was sent: it may save time, and hold nothing."""
+    aside = cache.with_name(f"{cache.name}.aside")
+    there = cache.is_dir()
+    if there:
+        cache.rename(aside)
+        cache.mkdir()
+    try:
+        yield
+    finally:
+        if there:
+            shutil.rmtree(cache, ignore_errors=True)
+            aside.rename(cache)
 
 
 @TABLE.check("observed", "observed() tells what took effect as plain data, in the config's terms")
@@ -199,7 +251,7 @@ def _right(serving: Serving, sample: Any, found: dict[str, Any]) -> None:
         raise Broken(why)
 
 
-def _packages(probe: Probe) -> frozenset[str]:
+def packages_of(probe: Probe) -> frozenset[str]:
     """The packages of the distributions that a probe names the versions of: the SDK."""
     named = {name.lower().replace("_", "-") for name in probe.versions}
     if not named:
@@ -212,29 +264,94 @@ def _packages(probe: Probe) -> frozenset[str]:
     )
 
 
-def _import_here(module: str, packages: Collection[str]) -> tuple[list[str], str, list[str]]:
-    environment, said = dict(os.environ), io.StringIO()
-    with contextlib.redirect_stdout(said):
-        __import__(module)
-    changed = sorted(k for k in {*environment, *os.environ} if environment.get(k) != os.environ.get(k))
-    return sorted(set(packages) & set(sys.modules)), said.getvalue(), changed
+def _import_here(modules: Sequence[str], packages: Collection[str]) -> tuple[list[str], str, list[str]]:
+    ours = _ours(modules)
+    before, there = state(), set(sys.modules)
+    with caught(1) as out, caught(2) as err:
+        for module in modules:
+            importlib.import_module(module)
+        said = read(out) + read(err)
+    new = {name.partition(".")[0] for name in set(sys.modules) - there}
+    foreign = {name for name in new if not ours(name)} | (set(packages) & set(sys.modules))
+    return sorted(foreign), said, list(before.changes(state()))
 
 
-def _probe_here(adapter: type[Adapter], bare: bool) -> tuple[float, list[str]]:
+def _ours(modules: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a top-level package is Python's, Paddock's (with what that needs), a plugin's, or lies beside one."""
+    providers = importlib.metadata.packages_distributions()
+    plugins = {p.dist.name for p in importlib.metadata.entry_points(group="paddock") if p.dist is not None}
+    known = _needed("paddock") | {_plain(name) for name in plugins}
+    tops = {module.partition(".")[0] for module in modules}
+    installed = {Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")}
+
+    def ours(name: str) -> bool:
+        if name in tops or name in sys.stdlib_module_names or name in sys.builtin_module_names:
+            return True
+        if name in providers:
+            return any(_plain(each) in known for each in providers[name])
+        place = _place(name)
+        beside = {folder for top in tops if (folder := _place(top)) is not None} - installed
+        return place is None or place in beside or name.startswith(("paddock", "__editable__", "_"))
+
+    return ours
+
+
+def _place(name: str) -> Path | None:
+    """The folder in which a module that is imported lies."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        return None
+    path = Path(file).resolve()
+    return path.parent.parent if path.name == "__init__.py" else path.parent
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _needed(distribution: str) -> set[str]:
+    """It and the distributions that it needs, with those that they need."""
+    found: set[str] = set()
+    waiting = [distribution]
+    while waiting:
+        name = _plain(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            for text in importlib.metadata.requires(name) or ():
+                requirement = Requirement(text)
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                    waiting.append(requirement.name)
+    return found
+
+
+def _probe_here(adapter: type[Adapter], bare: bool) -> tuple[float, list[str], str, list[str]]:
     if bare:
         os.environ.clear()
     importlib.metadata.packages_distributions()  # what it takes is none of the adapter's time
-    before, begun = set(sys.modules), time.process_time()
-    first: object = adapter.probe()
-    seconds = time.process_time() - begun
-    if not isinstance(first, Probe) or not isinstance(first.verdict, Verdict):
-        raise Broken(f"returned a {type(first).__name__}, not a Probe with a Verdict")
-    if adapter.probe() != first:
-        raise Broken("answers otherwise when it is asked again")
+    modules, before = set(sys.modules), state()
+    with caught(1) as out, caught(2) as err:
+        first: object
+        times, first = [], None
+        for number in range(3):
+            begun, spent = time.perf_counter(), os.times()
+            found: object = adapter.probe()
+            now = os.times()
+            children = now.children_user + now.children_system - spent.children_user - spent.children_system
+            times.append(max(time.perf_counter() - begun, children))
+            if not isinstance(found, Probe) or not isinstance(found.verdict, Verdict):
+                raise Broken(f"returned a {type(found).__name__}, not a Probe with a Verdict")
+            if number and found != first:
+                raise Broken("answers otherwise when it is asked again")
+            first = found
+        said = read(out) + read(err)
+    assert isinstance(first, Probe)
     if not first.verdict.usable and not first.verdict.reason:
         raise Broken("says no without a reason")
-    new = {name.partition(".")[0] for name in set(sys.modules) - before}
-    return seconds, sorted(new & (_packages(first) | {"onnx"}))
+    changed = [f"{what} {how}" for what, how in before.changes(state()).items()]
+    new = {name.partition(".")[0] for name in set(sys.modules) - modules}
+    return min(times), sorted(new & (packages_of(first) | {"onnx"})), said, changed
 
 
 def _run_elsewhere(segment: Any, feeds: dict[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,12 @@ def _options(bench: Bench) -> Evidence:
                 "effect, or nobody can see that it has"
             )
         told.append(f"{name}: {', '.join(dict.fromkeys(answers))}")
-        if "observed" not in answers and any(answer == "in the artifact" for answer in answers):
+        if "observed" not in answers and "in the artifact" in answers:
             unproven.append(f"{name}: it reaches the artifact, and observed() does not say that it took effect")
+        elif "echoed" in answers:
+            unproven.append(
+                f"{name}: observed() repeats it, and nothing else tells: artifact and answers are the same in every bit"
+            )
     return Evidence("; ".join(told), tuple(unproven))
 
 
@@ -54,12 +58,14 @@ def _tried(bench: Bench, name: str, value: Any, plain: _Traces) -> str:
     except (Refused, ConfigError, NotAvailable, StrictnessError, BuildFailed):
         return "refused"
     key = f"options.{name}"
-    if key in found.settings:
-        if found.settings[key] != value:
-            raise Broken(f"{key} = {value!r} was asked for and took effect as {found.settings[key]!r}")
+    if key in found.settings and found.settings[key] != value:
+        raise Broken(f"{key} = {value!r} was asked for and took effect as {found.settings[key]!r}")
+    beside = [{k: v for k, v in traces.settings.items() if k != key} for traces in (found, plain)]
+    made = (found.facts, found.files, found.answer) != (plain.facts, plain.files, plain.answer)
+    if beside[0] != beside[1] or (key in found.settings and made):
         return "observed"
-    if found.settings != plain.settings:
-        return "observed"
+    if key in found.settings and found.settings != plain.settings:
+        return "echoed"  # any adapter can repeat what the config says
     return "in the artifact" if (found.facts, found.files) != (plain.facts, plain.files) else "no trace"
 
 
@@ -67,6 +73,7 @@ class _Traces(typing.NamedTuple):
     settings: dict[str, Any]
     facts: dict[str, Any]
     files: dict[str, str]
+    answer: str
 
 
 def _found(bench: Bench, options: dict[str, Any]) -> _Traces:
@@ -87,11 +94,13 @@ def _traces(bench: Bench, options: dict[str, Any]) -> _Traces:
     with bench.serving(bench.plain, options=options) as serving:
         session, sample = serving.load(), serving.sample()
         (wanted,) = serving.expected(sample)
-        if (why := apart(wanted, serving.answer(session, sample), serving.precision)) is not None:
+        found = serving.answer(session, sample)
+        if (why := apart(wanted, found, serving.precision)) is not None:
             raise Broken(f"with options {options}: {why}")
         artifact = serving.segment.artifact
         files = {role: hashlib.sha256(path.read_bytes()).hexdigest() for role, path in artifact.files.items()}
-        return _Traces(dict(session.observed().settings), dict(artifact.facts), files)
+        bits = hashlib.sha256(b"".join(found[name].tobytes() for name in sorted(found))).hexdigest()
+        return _Traces(dict(session.observed().settings), dict(artifact.facts), files, bits)
 
 
 def _others(bench: Bench, name: str) -> list[Any]:

@@ -163,7 +163,22 @@ def _odd_sizes(bench: Bench) -> Evidence:
                 if (why := apart(wanted, serving.answer(session, sample), serving.precision)) is not None:
                     raise Broken(f"with {', '.join(str(list(a.shape)) for a in sample.values())}: {why}")
                 count += 1
-    return Evidence(f"{count} sizes of {bench.moving.stem}")
+    return Evidence(f"{count} sizes of {bench.moving.stem}{_many_rows(bench)}")
+
+
+def _many_rows(bench: Bench) -> str:
+    """The rows of a matrix product, beyond those of one tile; what was tried, where it is served."""
+    admitted: Mapping[str, Any] = {"batch": 17 if bench.static else {"min": 1, "opt": 2, "max": 17}}
+    try:
+        with bench.serving(bench.single("Gemm"), admitted) as serving:
+            session, extents = serving.load(), serving.extents()
+            samples = [serving.sample(seed, each) for seed, each in enumerate(extents) if len(extents) - seed < 11]
+            for sample, wanted in zip(samples, serving.expected(*samples), strict=True):
+                if (why := apart(wanted, serving.answer(session, sample), serving.precision)) is not None:
+                    raise Broken(f"Gemm with {', '.join(str(list(a.shape)) for a in sample.values())}: {why}")
+            return f", {len(samples)} of Gemm"
+    except Skipped:
+        return ""
 
 
 _VALUES: Mapping[str, Callable[[Any], float]] = {
@@ -205,6 +220,36 @@ def _extremes(bench: Bench) -> Evidence:
     if not tried:
         raise Skipped("it runs no operator that only moves numbers")
     return Evidence(f"{', '.join(tried)}{denormal}")
+
+
+@TABLE.check("not_a_number", "what is computed of NaN is NaN, and nothing beside it")
+def _not_a_number(bench: Bench) -> Evidence:
+    tried: list[str] = []
+    swallowed: list[str] = []
+    for name in (*_ARITHMETIC[: 2 if bench.quick else None], *_CHOICES[: 2 if bench.quick else None]):
+        try:
+            with bench.serving(bench.single(name)) as serving:
+                if serving.precision is Precision.INT8:
+                    raise Skipped("int8 holds none")
+                sample = _strewn(serving, np.float32(np.nan))
+                (wanted,) = serving.expected(sample)
+                found = serving.answer(serving.load(), sample)
+                if all(np.array_equal(np.isnan(wanted[n]), np.isnan(found[n])) for n in wanted):
+                    tried.append(name)
+                elif name in _ARITHMETIC:
+                    raise Broken(f"{name} of NaN: NaN stands elsewhere than the reference's")
+                else:
+                    swallowed.append(name)
+        except Refused:
+            continue
+    if not tried and not swallowed:
+        raise Skipped("it runs none of these operators")
+    # The standard says max(0, x) and leaves open what the larger of a number and none is.
+    unproven = (f"that NaN comes through {', '.join(swallowed)}: it is taken for a number",) if swallowed else ()
+    return Evidence(f"through {', '.join(tried) or 'none'}", unproven)
+
+
+_ARITHMETIC, _CHOICES = ("Add", "MatMul", "Mul", "Sigmoid"), ("Relu", "MaxPool", "Max", "Clip")
 
 
 def _strewn(serving: Serving, value: np.float32) -> dict[str, np.ndarray[Any, Any]]:

@@ -11,10 +11,11 @@ from paddock.testing.nodes import Outcome, Result
 
 @dataclass(frozen=True)
 class Known:
-    """Why a case cannot come out right; on every adapter, or on those named."""
+    """Why a case cannot come out right; on every adapter, or on those named. Not strict: it may, by luck."""
 
     reason: str
     adapters: frozenset[str] = frozenset()
+    strict: bool = True
 
     def concerns(self, adapter: str) -> bool:
         """Whether this is expected on `adapter`."""
@@ -22,6 +23,7 @@ class Known:
 
 
 _RANDOM = "draws random numbers, which the standard does not fix"
+_GENERATOR = f"{_RANDOM}: the data are those of NumPy's generator, which some use too"
 
 _WRAPS = (
     "the case's own data are wrong: int8 results beyond the range wrap around, as in the reference, where the standard "
@@ -50,6 +52,10 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
         "test_qlinearmatmul_3D_int8_float32": Known(_WRAPS),
         "test_resize_downsample_scales_cubic_align_corners": Known(_ROUNDS_LATER),
         "test_resize_downsample_scales_linear_align_corners": Known(_ROUNDS_LATER),
+        "test_training_dropout": Known(_GENERATOR, strict=False),
+        "test_training_dropout_default": Known(_GENERATOR, strict=False),
+        "test_training_dropout_default_mask": Known(_GENERATOR, strict=False),
+        "test_training_dropout_mask": Known(_GENERATOR, strict=False),
     }
 )
 
@@ -61,7 +67,7 @@ def unexpected(results: Iterable[Result], known: Mapping[str, Known] = KNOWN) ->
 
 def stale(results: Iterable[Result], known: Mapping[str, Known] = KNOWN) -> tuple[Result, ...]:
     """The results that are right although the list says that they cannot be: the entry is to be taken off."""
-    return tuple(r for r in results if r.right and _listed(r, known))
+    return tuple(r for r in results if r.right and _listed(r, known) and known[r.case].strict)
 
 
 def _listed(result: Result, known: Mapping[str, Known]) -> bool:

@@ -13,6 +13,7 @@ class Area(StrEnum):
     """What a check is about."""
 
     CONTRACT = "contract"
+    PROCESS = "process"
     HONESTY = "honesty"
     OPERATORS = "operators"
     MODELS = "models"

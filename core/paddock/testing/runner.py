@@ -6,7 +6,6 @@ the next. Only an adapter that declares that it needs a process of its own gets 
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import tempfile
 import time
@@ -24,6 +23,7 @@ from paddock.host import first_line
 from paddock.registry import Registry
 from paddock.spi import Adapter, Process
 from paddock.testing.bench import Bench
+from paddock.testing.checks_buffers import TABLE as BUFFERS
 from paddock.testing.checks_concurrency import TABLE as CONCURRENCY
 from paddock.testing.checks_contract import TABLE as CONTRACT
 from paddock.testing.checks_honesty import TABLE as HONESTY
@@ -31,6 +31,7 @@ from paddock.testing.checks_input import TABLE as BAD_INPUT
 from paddock.testing.checks_memory import MEMORY, SOAK
 from paddock.testing.checks_models import MODELS, OPERATORS, model_checks, operator_checks
 from paddock.testing.checks_precision import TABLE as PRECISION
+from paddock.testing.checks_process import TABLE as PROCESS
 from paddock.testing.outcomes import Outcome, Result
 from paddock.testing.table import Broken, Check, Evidence, Refused, Skipped
 from paddock.testing.zoo import ZOO
@@ -43,6 +44,8 @@ def checks_for(adapter: type[Adapter], registry: Registry) -> dict[str, Check]:
     names = tuple(ZOO) if "onnx" in formats or not own else tuple(own)
     checks = [
         *CONTRACT.checks,
+        *PROCESS.checks,
+        *BUFFERS.checks,
         *OPERATORS.checks,
         *(operator_checks() if "onnx" in formats else ()),
         *MODELS.checks,
@@ -98,7 +101,6 @@ class Runner:
             self._end()
         child = self._child = self._child or Child("the conformance kit")
         try:
-            pickle.dumps(adapter)
             found = child.call(
                 _run_here, adapter, check.name, self._folder, self.quick, seconds=seconds or check.seconds
             )
@@ -106,10 +108,8 @@ class Runner:
             found = self._result(check, _ended(error), error.problem)
         except Broken as error:
             found = self._result(check, Outcome.FAILED, error.problem)
-        except (PaddockError, pickle.PicklingError, TypeError, AttributeError) as error:
-            # What the child could not take: a class of a test file that no other process can import.
-            problem = f"the adapter's class does not cross processes: {error}; import it from a module"
-            found = self._result(check, Outcome.FAILED, problem)
+        except PaddockError as error:
+            found = self._result(check, Outcome.FAILED, _cannot_cross(child, adapter) or first_line(error))
         return replace(found, seconds=time.perf_counter() - begun)
 
     def run_all(
@@ -141,6 +141,21 @@ class Runner:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _cannot_cross(child: Child, adapter: type[Adapter]) -> str:
+    """Why the child cannot take the class: that of a test file, say, which no other process can import; else ""."""
+    try:
+        child.call(_arrived, adapter)
+    except ChildFailed:
+        return ""
+    except PaddockError as error:
+        return f"the adapter's class does not cross processes: {first_line(error)}; import it from a module"
+    return ""
+
+
+def _arrived(adapter: type[Adapter]) -> None:
+    """In the child: it was imported there."""
 
 
 def _ended(error: ChildFailed) -> Outcome:
@@ -182,4 +197,6 @@ def _run_here(adapter: type[Adapter], name: str, folder: Path, quick: bool) -> R
         return result(Outcome.FAILED, error.problem + more, matrix=dict(getattr(error, "matrix", {})))
     except (Exception, SystemExit) as error:
         return result(Outcome.FAILED, first_line(error))
+    finally:
+        bench.leave()
     return result(Outcome.PASSED, evidence.text, unproven=evidence.unproven, matrix=evidence.matrix)

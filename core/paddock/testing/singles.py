@@ -30,9 +30,11 @@ class Grade(StrEnum):
 
 @dataclass(frozen=True)
 class Single:
-    """One operator: its float inputs by name with shapes, constants, attributes, the ranks of its outputs.
+    """One operator: its inputs by name with shapes, constants, attributes, the ranks of its outputs.
 
-    `positive`: the inputs have to be above zero. The first dimension of a shape may be "batch".
+    `kind` is the dtype of the inputs, `dtype` that of the outputs. `positive`: the inputs have to be above zero;
+    `scale` and `offset` place them elsewhere, `offset` only in fp32, which alone holds both. The first dimension of a
+    shape may be "batch".
     """
 
     op: str
@@ -43,6 +45,21 @@ class Single:
     outputs: int = 1
     dtype: str = "float32"
     positive: bool = False
+    kind: str = "float32"
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def placed(self, array: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
+        """Drawn numbers put where the operator is to be tried; of the second seed three times as far out.
+
+        Integers get more than 32 bits.
+        """
+        if array.dtype == np.int64:
+            return array * 2**40 - 2**33 + seed
+        if array.dtype.kind != "f":
+            return array
+        spread = array * np.float32(self.scale * (1 + 2 * seed))
+        return np.abs(spread) + np.float32(0.5) if self.positive else spread + np.float32(self.offset)
 
 
 _IMAGE = (("batch", 4, 9, 7),)
@@ -126,6 +143,28 @@ def _table() -> dict[str, Single]:
         ),
         "LayerNormalization": Single("LayerNormalization", _C, constants=(_weights(6, scale=1), _weights(6, scale=1))),
         "Resize": Single("Resize", _C, (("batch", 2, 3, 2),), (None, _numbers(1, 1, 2, 2)), {"mode": "linear"}),
+        # Where fast kernels take a short cut.
+        "Gemm, wide": Single("Gemm", _C, ((17, 130),), (_weights(130, 37), _weights(37, scale=1))),
+        "MatMul, wide": Single("MatMul", _C, (("batch", 9, 130),), (_weights(130, 71),)),
+        "Conv, dilated": Single("Conv", _C, _IMAGE, (_weights(5, 4, 3, 3),), {"dilations": [2, 2], "pads": [2] * 4}),
+        "Conv, grouped": Single("Conv", _C, _IMAGE, (_weights(6, 2, 3, 3),), {"group": 2}),
+        "Concat, negative axis": Single("Concat", _E, (("batch", 3, 6), ("batch", 3, 2)), attributes={"axis": -1}),
+        "Gather, negative axis": Single("Gather", _E, constants=(_ints(5, 0, 2),), attributes={"axis": -1}),
+        "Gather, negative indices": Single("Gather", _E, constants=(_ints(-1, 0, -3),), attributes={"axis": 1}),
+        "Split, negative axis": Single("Split", _E, constants=(_ints(2, 4),), attributes={"axis": -1}, outputs=2),
+        "Slice, backwards": Single("Slice", _E, constants=(_ints(-1), _ints(-6), _ints(-1), _ints(-2))),
+        "ReduceMean, negative axis": Single("ReduceMean", _C, attributes={"axes": [-2], "keepdims": 0}),
+        "Softmax, inner axis": Single("Softmax", _C, attributes={"axis": 1}),
+        "Softmax, far apart": Single("Softmax", _C, attributes={"axis": -1}, scale=60.0),
+        "Add, left broadcast": Single("Add", _R, ((6,), ("batch", 4, 6))),
+        "Sub, left broadcast": Single("Sub", _R, ((4, 1), ("batch", 4, 6))),
+        "Mul, both broadcast": Single("Mul", _R, (("batch", 1, 6), (4, 1))),
+        "LayerNormalization, far from zero": Single(
+            "LayerNormalization", _C, constants=(_weights(6, scale=1), _weights(6, scale=1)), offset=50.0
+        ),
+        "Transpose, large integers": Single(
+            "Transpose", _E, attributes={"perm": [0, 2, 1]}, dtype="int64", kind="int64"
+        ),
         "LSTM": Single("LSTM", _C, ((5, "batch", 6),), lstm, {"hidden_size": 5}, outputs=2),
         "GRU": Single("GRU", _C, ((5, "batch", 6),), gru, {"hidden_size": 5, "linear_before_reset": 1}, outputs=2),
     }  # fmt: skip
@@ -141,7 +180,7 @@ def write_single(single: Single, path: Path) -> Path:
     kinds = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
     inputs = [f"x{i}" for i in range(len(single.shapes))]
     given = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+        helper.make_tensor_value_info(name, kinds[single.kind], list(shape))
         for name, shape in zip(inputs, single.shapes, strict=True)
     ]
     names = ["" if constant is None else f"c{i}" for i, constant in enumerate(single.constants)]

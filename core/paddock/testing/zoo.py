@@ -171,10 +171,19 @@ def two_by_two(path: Path) -> Path:
     return d.save(path, first=d("MatMul", one, d.weight(7, 4)), second=d("Relu", both))
 
 
+def wide(path: Path) -> Path:
+    """Seventeen tokens a row, 130 numbers each: more than fits into one tile or register, and a multiple of neither."""
+    d = Draft("wide")
+    x = d.input("tokens", ("batch", 17, 130))
+    hidden = d("Relu", d("Add", d.weight(37, scale=0.3), d("MatMul", x, d.weight(130, 37))))
+    pooled = d("ReduceMean", hidden, axes=[-2], keepdims=0)
+    return d.save(path, y=d("Gemm", pooled, d.weight(37, 5), d.weight(5, scale=0.3)))
+
+
 ZOO: Mapping[str, Callable[[Path], Path]] = MappingProxyType(
     {
         made.__name__: made
-        for made in (mlp, two_by_two, residual, depthwise, transformer, recurrent, recommender, segmentation)
+        for made in (mlp, two_by_two, residual, depthwise, transformer, recurrent, recommender, segmentation, wide)
     }
 )
 """By name what writes the model; plainest first."""

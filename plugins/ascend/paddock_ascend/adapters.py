@@ -6,6 +6,7 @@ What has run only on the simulator, and what has not run at all, stands in this 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from paddock_ascend import cann, simulator
 
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
+_LIST = re.compile(r"[0-9]+(,[0-9]+)*")
 
 INSTALL = (
     "install the Ascend driver and CANN, then paddle-custom-npu of the version of paddlepaddle from Paddle's own "
@@ -62,7 +64,14 @@ class NpuAscend(CustomDeviceAdapter):
 
     @classmethod
     def probe_sdk(cls) -> Probe:
-        """CANN, its driver, and whether Paddle's library fits them; or the simulated NPU that stands in."""
+        """CANN, its driver, and whether Paddle's library fits them; or the simulated NPU that stands in.
+
+        A list of devices that is none is refused: CANN would leave out what follows its first error, and say nothing.
+        """
+        shown = os.environ.get(VISIBLE)
+        if shown and not _LIST.fullmatch(shown):
+            reason = f"{VISIBLE}={shown!r} is no list of device numbers"
+            return Probe(Verdict.no(reason, VISIBLE), {}, f"{VISIBLE}=0,1,2 (no spaces, no ranges), or unset it")
         simulated = simulator.here()
         if simulated is not None:
             versions = {simulator.NAME: simulated.digest}
@@ -74,7 +83,7 @@ class NpuAscend(CustomDeviceAdapter):
     @classmethod
     def describe(cls, index: int) -> tuple[str, int | None]:
         """Its name, with the number that it has where VISIBLE hides or reorders devices."""
-        shown = [item.strip() for item in os.environ.get(VISIBLE, "").split(",")]
+        shown = os.environ.get(VISIBLE, "").split(",")
         name = simulator.NAME if simulator.here() is not None else "Ascend NPU"
         if index < len(shown) and shown[index]:
             name += f" (number {shown[index]} of the host)"

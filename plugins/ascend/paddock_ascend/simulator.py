@@ -6,8 +6,9 @@ builds it once (g++, kept in Paddock's cache by its sources, Paddle and compiler
 that is started from there load it, as it would a vendor's library. It is no Ascend: whatever runs on it says so.
 
 What it does is set by PADDOCK_SIMULATOR_MEMORY (bytes), PADDOCK_SIMULATOR_DEVICES and PADDOCK_SIMULATOR_FAULTS, a comma
-list of `missing:KERNEL`, `wrong:KERNEL`, `oom:KERNEL`, `crash:KERNEL`, `hang:KERNEL`, each with `@N` from its N-th
-call on; ASCEND_RT_VISIBLE_DEVICES hides devices. Each is read once, when the library is loaded.
+list of `missing:KERNEL`, `wrong:KERNEL`, `oom:KERNEL`, `crash:KERNEL`, `hang:KERNEL`, one for each kernel, and all but
+the first, if so wished, with `@N` from its N-th call (1 or more) on; ASCEND_RT_VISIBLE_DEVICES hides devices. Each is
+read once, when the library is loaded; what is none of these ends the process with a reason.
 """
 
 from __future__ import annotations

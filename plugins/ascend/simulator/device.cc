@@ -38,20 +38,32 @@ std::string text_of(const char* name) {
   _exit(1);
 }
 
-size_t number_of(const std::string& name, const std::string& text) {
-  char* end = nullptr;
-  const unsigned long long found = std::strtoull(text.c_str(), &end, 10);
-  if (text.empty() || *end != '\0') refuse(name, text);
-  return found;
+// Digits and nothing else: strtoull would take "-1" for the largest number that there is.
+bool is_number(const std::string& text) {
+  return !text.empty() && text.size() <= 18 && text.find_first_not_of("0123456789") == std::string::npos;
 }
 
-Planned planned_of(const std::string& name, const std::string& text, const std::string& call) {
+size_t number_of(const std::string& name, const std::string& text) {
+  if (!is_number(text)) refuse(name, text);
+  return std::strtoull(text.c_str(), nullptr, 10);
+}
+
+// One item of the list, FAULT:KERNEL or FAULT:KERNEL@N, by kernel. Kernels are missing from the start, or not at all.
+std::pair<std::string, Planned> planned_of(const std::string& name, const std::string& item) {
   static const std::map<std::string, Fault> known = {{"missing", Fault::kMissing}, {"wrong", Fault::kWrong},
                                                      {"oom", Fault::kMemory},      {"crash", Fault::kCrash},
                                                      {"hang", Fault::kHang}};
-  const auto found = known.find(text);
-  if (found == known.end()) refuse(name, text);
-  return {found->second, call.empty() ? 1 : number_of(name, call)};
+  const size_t colon = item.find(':');
+  const auto found = known.find(item.substr(0, colon));
+  if (colon == std::string::npos || found == known.end()) refuse(name, item);
+  const std::string rest = item.substr(colon + 1);
+  const size_t at = rest.find('@');
+  if (at == std::string::npos) return {rest, {found->second, 1}};
+  const std::string call = rest.substr(at + 1);
+  if (!is_number(call) || found->second == Fault::kMissing) refuse(name, item);
+  const Planned planned = {found->second, number_of(name, call)};
+  if (planned.from == 0) refuse(name, item + " (calls are counted from 1)");
+  return {rest.substr(0, at), planned};
 }
 
 Settings read() {
@@ -60,12 +72,8 @@ Settings read() {
   if (!memory.empty()) settings.memory = number_of("PADDOCK_SIMULATOR_MEMORY", memory);
   std::istringstream faults(text_of("PADDOCK_SIMULATOR_FAULTS"));
   for (std::string item; std::getline(faults, item, ',');) {
-    const size_t colon = item.find(':');
-    if (colon == std::string::npos) refuse("PADDOCK_SIMULATOR_FAULTS", item);
-    const std::string rest = item.substr(colon + 1);
-    const size_t at = rest.find('@');
-    const std::string call = at == std::string::npos ? "" : rest.substr(at + 1);
-    settings.faults[rest.substr(0, at)] = planned_of("PADDOCK_SIMULATOR_FAULTS", item.substr(0, colon), call);
+    const bool first = settings.faults.insert(planned_of("PADDOCK_SIMULATOR_FAULTS", item)).second;
+    if (!first) refuse("PADDOCK_SIMULATOR_FAULTS", item + " (a second fault of one kernel)");
   }
   return settings;
 }
@@ -85,10 +93,8 @@ std::vector<size_t> visible() {
   for (size_t i = 0; text == nullptr && i < devices(); ++i) found.push_back(i);
   std::istringstream items(text == nullptr ? "" : text);
   for (std::string item; std::getline(items, item, ',');) {
-    char* end = nullptr;
-    const unsigned long index = std::strtoul(item.c_str(), &end, 10);
-    if (item.empty() || *end != '\0' || index >= devices()) break;
-    found.push_back(index);
+    if (!is_number(item) || std::stoull(item) >= devices()) break;
+    found.push_back(std::stoull(item));
   }
   return found;
 }

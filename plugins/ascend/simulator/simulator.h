@@ -30,8 +30,8 @@ struct Planned {
 // Read from the environment once, when the library is loaded:
 //   PADDOCK_SIMULATOR_MEMORY    bytes of each device (default 16 GiB)
 //   PADDOCK_SIMULATOR_DEVICES   how many there are (default 1)
-//   PADDOCK_SIMULATOR_FAULTS    a comma list of FAULT:KERNEL or FAULT:KERNEL@CALL, where FAULT is missing, wrong, oom,
-//                               crash or hang
+//   PADDOCK_SIMULATOR_FAULTS    a comma list of FAULT:KERNEL, where FAULT is missing, wrong, oom, crash or hang; all but
+//                               missing may be FAULT:KERNEL@CALL
 //   ASCEND_RT_VISIBLE_DEVICES   which of the devices are visible, in which order
 struct Settings {
   size_t memory = size_t{16} << 30;

@@ -12,6 +12,7 @@ import numpy as np
 import paddock
 from paddock.config import HardwareConfig
 from paddock.errors import NotAvailable, PaddockError
+from paddock.guard import Isolation
 from paddock.model import Model
 from paddock.plan import Plan, Precision, PrecisionPlan, Segment
 from paddock.registry import Registry
@@ -38,7 +39,7 @@ class Ran:
 
 
 def export(folder: Path) -> None:
-    """`convolution`, `attention`, and `mixed`, which has an operation that the simulator has no kernel for."""
+    """`convolution`, `attention`, `mixed` with an operation that the simulator has no kernel for, and `pooling`."""
     import paddle
     from paddle import nn
     from paddle.nn import functional
@@ -74,6 +75,8 @@ def export(folder: Path) -> None:
             return x, best, where
 
     save(Mixed(), "mixed", [None, 8])
+    pooling = nn.Sequential(nn.Conv2D(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2D(3, 2, 1), nn.Conv2D(8, 4, 3))
+    save(pooling, "pooling", [None, 3, 16, 16])
     save(Attention(), "attention", [None, None], "int64")
     convolution = nn.Sequential(
         nn.Conv2D(3, 8, 3, padding=1, bias_attr=False), nn.BatchNorm2D(8), nn.ReLU(), nn.MaxPool2D(2),
@@ -93,6 +96,14 @@ def ran(model: Path, feeds: Mapping[str, Any], config: Mapping[str, Any] | None 
     made = {name: count for name, count in called.items() if count}
     left, peak = simulator.memory()
     return Ran(answers, plan, report.error, report.outcome.value, made, peak, left)
+
+
+def isolated(model: Path, feeds: Mapping[str, Any], times: int) -> tuple[list[np.ndarray[Any, Any]], Isolation | None]:
+    """The first answers of so many requests to a deployment that is isolated and rescued, and what became of it."""
+    config = {**NPU, "isolation": "process", "rescue": "cpu/paddle"}
+    with paddock.deploy(model, config) as deployment:
+        answers = [next(iter(deployment.run(feeds).values())) for _ in range(times)]
+        return answers, deployment.isolation
 
 
 def reference(model: Path, feeds: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paddock.plan import Answer
 from paddock_ascend import cann, simulator
-from paddock_ascend.adapters import NpuAscend
+from paddock_ascend.adapters import VISIBLE, NpuAscend
 
 
 class Host:
@@ -93,6 +93,36 @@ def test_a_huge_file_and_a_folder_are_no_version(tmp_path: Path) -> None:
     path = tmp_path / "version.info"
     path.write_text("Version=1.0\n" + " " * cann._LARGEST)
     assert cann._version(path, "Version") == "" == cann._version(tmp_path, "Version")
+
+
+@pytest.mark.parametrize("shown", ["a", "0-3", " 1 , 0", "1,", "-1", "0,x", "\u0661"])
+def test_a_list_of_devices_that_is_none_is_named(host: Host, monkeypatch: pytest.MonkeyPatch, shown: str) -> None:
+    pytest.importorskip("paddle")
+    host.whole()
+    monkeypatch.setenv(VISIBLE, shown)
+    probe = NpuAscend.probe()
+    assert not probe.verdict.usable and f"{VISIBLE}={shown!r}" in probe.verdict.reason
+    assert VISIBLE in probe.remedy and "CANN" not in probe.verdict.reason
+
+
+@pytest.mark.parametrize("shown", ["", "0", "3,1"])
+def test_a_list_of_devices_is_none_of_the_sdks_business(
+    monkeypatch: pytest.MonkeyPatch, host: Host, shown: str
+) -> None:
+    host.whole()
+    before = NpuAscend.probe_sdk()
+    monkeypatch.setenv(VISIBLE, shown)
+    assert NpuAscend.probe_sdk() == before
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("nowhere", "is no folder"), (".", "no library")])
+def test_a_root_without_a_library_is_named(host: Host, monkeypatch: pytest.MonkeyPatch, name: str, lacks: str) -> None:
+    """Even where there is no Ascend either: who sets it means another device, or the simulated one."""
+    pytest.importorskip("paddle")
+    monkeypatch.setenv(simulator.ROOT, str(host.folder / name))
+    probe = NpuAscend.probe()
+    assert f"{simulator.ROOT}={host.folder / name}" in probe.verdict.reason and lacks in probe.verdict.reason
+    assert simulator.ROOT in probe.remedy
 
 
 def test_probing_reads_files_and_imports_nothing(host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ Simulate = Callable[..., Child]
 RNG = np.random.default_rng(7)
 FEEDS: Mapping[str, Mapping[str, Any]] = {
     "convolution": {"x": RNG.standard_normal((3, 3, 16, 16), dtype=np.float32)},
+    "pooling": {"x": RNG.standard_normal((2, 3, 16, 16), dtype=np.float32)},
     "attention": {"x": RNG.integers(0, 50, (2, 7))},
     "mixed": {"x": RNG.standard_normal((5, 8), dtype=np.float32)},
 }
@@ -103,6 +105,21 @@ def test_a_kernel_that_is_registered_and_not_taken_is_found_out(
         child.call(calls.compiled, models / "attention.json", path.parent)
 
 
+def test_what_passes_add_and_the_device_lacks_is_refused_by_name(
+    simulate: Simulate, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paddle turns a max pooling to another layout: no node of the model is a transpose."""
+    artifact = simulate().call(calls.compiled, models / "pooling.json", tmp_path)
+    assert artifact.facts["hosted"] == {}
+    monkeypatch.setenv("CUSTOM_DEVICE_BLACK_LIST", "transpose")
+    child = simulate()
+    with pytest.raises(Unsupported, match=r"pd_op\.pool2d, transpose \(its passes add it") as caught:
+        child.call(calls.compiled, models / "pooling.json", tmp_path)
+    assert len(caught.value.nodes) == 1
+    found = child.call(calls.ran, models / "pooling.json", FEEDS["pooling"], FALLBACK)
+    assert found.outcome == "passed" and found.calls["conv2d"] == 2 and "transpose" not in found.calls
+
+
 def test_what_lies_elsewhere_than_when_it_was_compiled_is_not_loaded(
     simulate: Simulate, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,8 +180,27 @@ def test_settings_that_are_none_end_the_process_with_a_reason(simulate: Simulate
         simulate(faults="worng:relu").call(calls.probed_here)
     with pytest.raises(ChildFailed, match="no such kernel"):
         simulate(faults="wrong:rleu").call(calls.probed_here)
+    for setting, value in (
+        ("faults", "wrong:relu@0"), ("faults", "crash:relu@-1"), ("faults", "oom:relu@"), ("faults", "missing:relu@2"),
+        ("faults", "hang:relu@3,wrong:relu"), ("memory", "-1"), ("memory", "+5"), ("devices", "-1"),
+    ):  # fmt: skip
+        refused_value = re.escape(value.rpartition(",")[2])
+        with pytest.raises(ChildFailed, match=f"cannot read PADDOCK_SIMULATOR_{setting.upper()}={refused_value}"):
+            simulate(**{setting: value}).call(calls.probed_here)
     with pytest.raises(UsageError, match="no such setting"):
         simulator.environment(Path(), speed="high")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("oom:relu@30", "ran out of memory"), ("crash:relu@30", "SIGABRT|SIGSEGV")]
+)
+def test_what_an_isolated_npu_loses_is_rescued(simulate: Simulate, models: Path, fault: str, said: str) -> None:
+    model, feeds = models / "convolution.json", FEEDS["convolution"]
+    answers, isolation = simulate(faults=fault).call(calls.isolated, model, feeds, 60, seconds=300)
+    expected = next(iter(simulate().call(calls.reference, model, feeds).values()))
+    for answer in answers:
+        np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)
+    assert isolation is not None and isolation.rescued >= 1 and re.search(said, str(isolation.error))
 
 
 # Devices, memory, precision, options
@@ -183,6 +219,9 @@ def test_hidden_devices_are_not_there(simulate: Simulate, models: Path, monkeypa
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "")
     _, devices = simulate(devices="4").call(calls.probed)
     assert not devices.verdict.usable and "visible" in devices.verdict.reason
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "7")
+    _, devices = simulate(devices="4").call(calls.probed)
+    assert not devices.verdict.usable and "ASCEND_RT_VISIBLE_DEVICES='7'" in devices.verdict.reason
 
 
 def test_the_device_says_what_it_is_and_computes_in(simulate: Simulate, models: Path) -> None:

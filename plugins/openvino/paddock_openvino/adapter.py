@@ -85,9 +85,9 @@ class OpenVinoAdapter(Adapter):
     formats: ClassVar[tuple[str, ...]] = ("onnx",)
     shapes: ClassVar[Shapes] = Shapes.BOUNDED
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.SERIAL, shares_weights=True)
+    environment: ClassVar[tuple[str, ...]] = ("*_MAX_CPU_ISA", "*_CPU_ISA_HINTS", "*_DEFAULT_FPMATH_MODE")  # oneDNN's
     quantizes_with: ClassVar[tuple[str, ...]] = ("nncf", "onnxruntime", "paddock-onnxruntime")
-    openvino_device: ClassVar[str]
-    """OpenVINO's own name of the kind of device."""
+    openvino_device: ClassVar[str]  # OpenVINO's own name of the kind of device
 
     @classmethod
     def probe(cls) -> Probe:

@@ -65,6 +65,8 @@ class PaddleAdapter(Adapter):
     # it for certain: destroying a paddle.base.core.Executor does (3 microseconds), but skips that once for each run of
     # a model with control flow before. So no two predictors may share a thread, nor the user's own with one of ours.
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.BOUND)
+    environment: ClassVar[tuple[str, ...]] = ("FLAGS_*", "*_MAX_CPU_ISA", "*_CPU_ISA_HINTS", "*_DEFAULT_FPMATH_MODE")
+    """Paddle's flags, and what oneDNN reads by either of its prefixes."""
     prints_on_first_run: ClassVar[bool] = False
     """Whether Paddle prints on stdout while it runs for the first time."""
     session: ClassVar[type[PaddleSession]] = PaddleSession

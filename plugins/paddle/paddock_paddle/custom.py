@@ -15,8 +15,9 @@ A vendor's adapter names what the library registers, and reads the SDK's version
 
 What Paddle does silently is made visible in three places. A node for which the device has no kernel, which Paddle would
 run on the CPU, is refused with that reason, so that the config's fallback decides. `compile` makes a predictor once and
-reads which kernels Paddle really placed on the CPU: nodes that were to run on the device are refused then. And a
-session whose kernels lie elsewhere than when it was compiled is not loaded.
+reads which kernels Paddle really placed on the CPU: nodes that were to run on the device are refused then, and so is a
+model to which Paddle's passes add operations that compute there. And a session whose kernels lie elsewhere than when it
+was compiled is not loaded.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from paddock.errors import BuildFailed, MemoryRefused, NotAvailable, PaddockError, RunFailed, Unsupported
+from paddock.errors import BuildFailed, Exhausted, MemoryRefused, NotAvailable, PaddockError, RunFailed, Unsupported
 from paddock.model import Model
 from paddock.plan import Precision, Verdict
 from paddock.spi import Arrays, Artifact, Context, Device, Devices, Observed, Probe, SegmentPlan, Selection, Session
 
 from paddock_paddle import sdk
 from paddock_paddle.adapters import PaddleAdapter
-from paddock_paddle.kernels import REGISTRY, registry
-from paddock_paddle.placer import Placer
 from paddock_paddle.predictor import PaddleSession
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from paddock_paddle.placer import Placer
 
 ROOT = "CUSTOM_DEVICE_ROOT"
 BLACK_LIST = "CUSTOM_DEVICE_BLACK_LIST"
@@ -61,7 +62,7 @@ class DeviceSession(PaddleSession):
             return super().run(feeds, outputs)
         except RunFailed as error:
             if _is_out_of_memory(error):
-                raise RunFailed(
+                raise Exhausted(
                     f"the device has not enough memory for this request: {error.problem}",
                     remedy="smaller requests (batch_size, shapes), or fewer instances on the device",
                 ) from error
@@ -84,8 +85,7 @@ class CustomDeviceAdapter(PaddleAdapter):
     """What its library registers: an entry of `paddle.device.get_all_custom_device_type()`."""
     distributions: ClassVar[tuple[str, ...]] = ()
     """The distributions that may bring the library, whose versions belong to every answer."""
-    environment: ClassVar[tuple[str, ...]] = ()
-    """Variables that the library reads: their values belong to every answer, too."""
+    environment: ClassVar[tuple[str, ...]] = (BLACK_LIST,)
 
     @classmethod
     def probe_sdk(cls) -> Probe:
@@ -104,8 +104,12 @@ class CustomDeviceAdapter(PaddleAdapter):
         if not paddle.verdict.usable:
             return paddle
         found = cls.probe_sdk()
-        told = {name: os.environ[name] for name in (*cls.environment, BLACK_LIST) if name in os.environ}
-        versions = {**paddle.versions, **_versions(cls.distributions), **found.versions, **told}
+        versions = {**paddle.versions, **_versions(cls.distributions), **found.versions}
+        named = os.environ.get(ROOT)
+        if named and not libraries():
+            lacks = "there is no library (*.so)" if Path(named).is_dir() else "is no folder"
+            reason = f"{ROOT}={named}: {lacks}, and Paddle looks for devices nowhere else"
+            return Probe(Verdict.no(reason, ROOT), versions, f"let {ROOT} name the folder of the library, or unset it")
         if found.verdict.usable and not libraries():
             place = folder()
             reason = f"Paddle has no library of a custom device: none in {place or 'paddle_custom_device'}"
@@ -115,6 +119,8 @@ class CustomDeviceAdapter(PaddleAdapter):
     @classmethod
     def probe_device(cls) -> Devices:
         """The devices that the library shows; imports Paddle, which loads it."""
+        from paddock_paddle.kernels import registry  # like all of selection, not needed to serve what is kept
+
         paddle = sdk.import_quietly("paddle")
         source = "paddle.device.get_all_custom_device_type()"
         types = paddle.device.get_all_custom_device_type()
@@ -123,7 +129,9 @@ class CustomDeviceAdapter(PaddleAdapter):
             return Devices(Verdict.no(f"no library registers the type {cls.device_type} ({known} there)", source))
         count = int(paddle.base.core.get_custom_device_count(cls.device_type))
         if not count:
-            return Devices(Verdict.no(f"no device of the type {cls.device_type} is visible", source))
+            told = [f"{name}={os.environ[name]!r}" for name in cls.environment if name in os.environ]
+            given = f" with {', '.join(told)} in the environment" if told else ""
+            return Devices(Verdict.no(f"no device of the type {cls.device_type} is visible{given}", source))
         kernels = [dtypes[cls.device_type] for dtypes in registry().values() if cls.device_type in dtypes]
         precisions = {precision: _computes(precision, kernels) for precision in sorted(cls.precisions)}
         described = [cls.describe(index) for index in range(count)]
@@ -133,10 +141,14 @@ class CustomDeviceAdapter(PaddleAdapter):
 
     def selector(self, model: Model) -> Placer:
         """The device's own kernels, and nothing that Paddle would leave to the CPU."""
+        from paddock_paddle.placer import Placer
+
         return Placer(model.graph, backend=self.device_type)
 
     def select_operators(self, model: Model, context: Context) -> Selection:
         """A verdict for each node; where only the device is missing, what its library would have to tell is open."""
+        from paddock_paddle.kernels import REGISTRY
+
         verdicts = super().select_operators(model, context).verdicts
         if self.device is None:
             unknown = Verdict.provisional("its kernels are told by its library, which is not here", REGISTRY)
@@ -156,7 +168,8 @@ class CustomDeviceAdapter(PaddleAdapter):
         """As for any device of Paddle's; then a predictor is made, to see where its kernels are.
 
         Raises:
-            Unsupported: Paddle placed operations on the CPU that were to run on the device.
+            Unsupported: Paddle placed operations on the CPU that were to run on the device, or that its passes made;
+                no nodes are named for those, since which ones they come of cannot be told.
         """
         artifact = super().compile(model, plan, context)
         session = self._session(artifact, context)
@@ -165,9 +178,11 @@ class CustomDeviceAdapter(PaddleAdapter):
         if not realised.kernels:
             raise BuildFailed("Paddle does not tell where it placed its kernels", where=_PROGRAM)
         hosted = realised.hosted(self.device_type)
-        strayed = self.selector(model).strayed(hosted)
-        if strayed:
-            names = sorted({model.graph.nodes[node].op for node in strayed})
+        placer = self.selector(model)
+        strayed, added = placer.strayed(hosted), placer.added(hosted, realised.begun)
+        if strayed or added:
+            names = [*sorted({model.graph.nodes[node].op for node in strayed})]
+            names += [f"{name} (its passes add it to the model)" for name in added]
             raise Unsupported(strayed, f"Paddle would run them on the CPU: {', '.join(names)}")
         return replace(artifact, facts={**artifact.facts, "hosted": hosted})
 
@@ -250,6 +265,8 @@ def _computes(precision: Precision, kernels: Sequence[frozenset[str]]) -> Verdic
             "Paddle ignores without a word what enable_custom_device is told of a precision, for PIR programs",
             "measured with paddlepaddle 3.3.1",
         )
+    from paddock_paddle.kernels import REGISTRY
+
     count = sum("float32" in dtypes for dtypes in kernels)
     if not count:
         return Verdict.no("the library has no kernel that takes float32", REGISTRY)

@@ -16,10 +16,8 @@ from paddock.graph import Graph, Node
 from paddock.plan import Verdict
 
 from paddock_paddle.kernels import EXECUTOR, REGISTRY, Selector, dtypes_of, needs_no_kernel
+from paddock_paddle.predictor import EXTENTS, MAKERS
 
-_SHAPES = frozenset({"pd_op.shape", "pd_op.shape64", "pd_op.full_int_array"})
-_MAKERS = frozenset({"pd_op.arange", "pd_op.linspace", "pd_op.full_with_tensor", "pd_op.empty"})
-"""Operations that read nothing but extents and limits: what they make is on the device."""
 _ON_HOST = [1, 0, ""]
 """The attribute of an operation whose result the program wants in the CPU's memory."""
 
@@ -35,7 +33,7 @@ class Placer(Selector):
         found: set[int] = set()
         for node in self.graph.nodes:
             reads = [index for index in node.inputs if index is not None]
-            follows = bool(reads) and values.issuperset(reads) and node.op not in _MAKERS and not node.subgraphs
+            follows = bool(reads) and values.issuperset(reads) and _plain(node) not in MAKERS and not node.subgraphs
             if follows or _begins_on_host(node):
                 values.update(index for index in node.outputs if index is not None)
                 found.add(node.index)
@@ -47,14 +45,31 @@ class Placer(Selector):
         Args:
             realised: How many kernels of each operation Paddle placed on the CPU; see `Realised.hosted`.
         """
+        more = self._more(realised)
+        return tuple(node.index for node in self.graph.nodes if not more.isdisjoint(self._away(node)))
+
+    def added(self, realised: Mapping[str, int], begun: Mapping[str, int]) -> tuple[str, ...]:
+        """The operations that Paddle left to the CPU and that no node accounts for: its own passes made them.
+
+        Args:
+            realised: As for `strayed`.
+            begun: How many of them read nothing but what begins in the host's memory, where they belong; see
+                `Realised.begun`.
+        """
+        asked = {name for node in self.graph.nodes for name in self._away(node)}
+        more = self._more(realised) - asked
+        return tuple(sorted(name for name in more if realised[name] > begun.get(name, 0)))
+
+    def _more(self, realised: Mapping[str, int]) -> set[str]:
+        """The operations of which there are more on the CPU than belong there."""
         known = Counter(_plain(self.graph.nodes[index]) for index in self.hosted)
         known += Counter(_plain(n) for node in self.graph.nodes for n in _inside(node) if _begins_on_host(n))
-        more = {name for name, count in realised.items() if count > known[name]}
-        return tuple(
-            node.index
-            for node in self.graph.nodes
-            if (node.index not in self.hosted and _plain(node) in more) or any(_plain(n) in more for n in _inside(node))
-        )
+        return {name for name, count in realised.items() if count > known[name]}
+
+    def _away(self, node: Node) -> set[str]:
+        """The operations that a node of the top graph is to run on the device, those of its bodies among them."""
+        own = set() if node.index in self.hosted else {_plain(node)}
+        return own | {_plain(n) for n in _inside(node)}
 
     def _own(self, node: Node, graph: Graph) -> Verdict:
         if needs_no_kernel(node):
@@ -72,7 +87,7 @@ class Placer(Selector):
 
 
 def _begins_on_host(node: Node) -> bool:
-    return node.op in _SHAPES or node.attributes.get("place") == _ON_HOST
+    return _plain(node) in EXTENTS or node.attributes.get("place") == _ON_HOST
 
 
 def _inside(node: Node) -> list[Node]:

@@ -25,6 +25,14 @@ _KERNEL = re.compile(r"kernel_key:<backend:(\w+)\|layout:[^|]*\|dtype:(\w+)>")
 _OPERATION = re.compile(r'kernel_key:<backend:(\w+)\|.*?\bop_name:"(?:\w+\.)?(\w+)"')
 _MOVES = ("memcpy", "shadow_", "data", "fetch")
 """How operations are called that only bring values from one memory to another."""
+_RESULT = re.compile(r'^\s*\(([^)]*)\) = "([^"]+)"[^(]*\(([^)]*)\) \{(.*)')
+"""In that program: results, operation, operands, attributes and types."""
+_VALUE = re.compile(r"%\w+")
+_ON_HOST = "place:Place(cpu)"
+EXTENTS = frozenset({"shape", "shape64", "full_int_array"})
+"""Operations whose result is in the host's memory for every device."""
+MAKERS = frozenset({"arange", "linspace", "full_with_tensor", "empty"})
+"""Operations that read nothing but extents and limits: what they make belongs on the device."""
 _BLOCKS = re.compile(r'= "(?!builtin\.|onednn_kernel\.)[^"(]+" \[id:')
 """In that program: an operation with blocks (an if, a while)."""
 _STORED = re.compile(r'\((%\d+)\) = "builtin\.(?:parameter|constant)"')
@@ -47,6 +55,9 @@ class Realised:
 
     operations: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """How many kernels there are of each (backend, operation), the operation without dialect and "_"."""
+
+    begun: Mapping[str, int] = field(default_factory=dict)
+    """How many of each operation on the CPU make or read nothing but what begins there: extents, scalars, constants."""
 
     @property
     def apart(self) -> int:
@@ -111,7 +122,29 @@ def create(config: Any) -> tuple[Any, Realised]:
     last = text[text.rfind(_LAST) :]
     kernels = Counter((backend, dtype) for backend, dtype in _KERNEL.findall(last))
     operations = Counter((backend, name.removesuffix("_")) for backend, name in _OPERATION.findall(last))
-    return predictor, Realised(kernels, bool(kernels) and _keeps_inputs(last), operations)
+    return predictor, Realised(kernels, bool(kernels) and _keeps_inputs(last), operations, _begun(last))
+
+
+def _begun(program: str) -> Counter[str]:
+    """See `Realised.begun`: followed from value to value, since a name does not tell what is read."""
+    values: set[str] = set()
+    found: Counter[str] = Counter()
+    for line in program.splitlines():
+        match = _RESULT.match(line)
+        if match is None:
+            continue
+        results, called, operands, rest = match.groups()
+        kernel = _OPERATION.search(rest)
+        backend, name = (kernel[1], kernel[2].removesuffix("_")) if kernel else ("", "")
+        reads = _VALUE.findall(operands)
+        follows = bool(reads) and values.issuperset(reads) and name not in MAKERS
+        here = backend in HOST or called.startswith("builtin.")
+        constant = called == "builtin.constant" and "-> cpu_tensor" in rest
+        if (follows and here) or constant or name in EXTENTS or _ON_HOST in rest:
+            values.update(_VALUE.findall(results))
+            if backend in HOST:
+                found[name] += 1
+    return found
 
 
 def _keeps_inputs(program: str) -> bool:

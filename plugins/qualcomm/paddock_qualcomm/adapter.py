@@ -14,9 +14,8 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from paddock.child import call_in_child
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, StrictnessError, Unsupported
 from paddock.model import Model
 from paddock.plan import Answer, Precision, PrecisionPlan, Remedy, Verdict
@@ -42,13 +41,11 @@ from paddock.spi import (
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from paddock_qualcomm import footprint
-from paddock_qualcomm.asking import SECONDS, Compiled, build
-from paddock_qualcomm.named import named, source
-from paddock_qualcomm.operators import listed, verdicts
-from paddock_qualcomm.precisions import computed, precisions
 from paddock_qualcomm.sdk import PROVIDER, SIMULATED, devices, is_simulated, session, short
 from paddock_qualcomm.session import QualcommSession
-from paddock_qualcomm.wrong import wrong
+
+if TYPE_CHECKING:
+    from paddock_qualcomm.asking import Compiled
 
 INSTALL = "pip install paddock-qualcomm[sdk]"
 SDK = "onnxruntime-qnn"
@@ -107,6 +104,8 @@ class NpuQualcomm(Adapter):
         """The backend's device, and what it computes in; imports onnxruntime and its QNN provider."""
         from onnxruntime_qnn.build_and_package_info import qnn_version
 
+        from paddock_qualcomm.precisions import precisions  # like all of building, not needed to serve what is kept
+
         origin = "onnxruntime.get_ep_devices()"
         found = devices()
         if not found:
@@ -125,6 +124,8 @@ class NpuQualcomm(Adapter):
 
     def select_operators(self, model: Model, context: Context) -> Selection:
         """A verdict for each node by compiling the model in a child; from a list where the device is not here."""
+        from paddock_qualcomm.operators import listed, verdicts
+
         if self.device is None:
             return Selection(listed(model.graph))
         context.progress("QNN: compiling the model to see what it takes")
@@ -132,6 +133,8 @@ class NpuQualcomm(Adapter):
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
         """The forms of operators that the backend computes wrongly; see `paddock_qualcomm.wrong`."""
+        from paddock_qualcomm.wrong import wrong
+
         return wrong(model.graph, self.probe().versions, self.config.precision)
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
@@ -141,6 +144,11 @@ class NpuQualcomm(Adapter):
             Unsupported: The provider refuses nodes, or fails to compile what it took.
             StrictnessError: Something stays in float32 that the backend would compute in float16.
         """
+        from paddock.child import call_in_child
+
+        from paddock_qualcomm.asking import SECONDS, build
+        from paddock_qualcomm.named import named, source
+
         refused = [i for i, verdict in enumerate(plan.verdicts) if verdict.answer is Answer.NO]
         if refused:
             raise Unsupported(refused, plan.verdicts[refused[0]].reason)
@@ -215,6 +223,8 @@ class NpuQualcomm(Adapter):
 
     def _settings(self, found: Compiled) -> Mapping[str, Any]:
         """What took effect, in the config's terms."""
+        from paddock_qualcomm.precisions import computed
+
         told = computed(found, self._soc_model)
         settings: dict[str, Any] = {} if told is None else {"precision": told.value}
         if told is Precision.INT8 and self.config.precision is not Precision.INT8:

@@ -15,9 +15,10 @@ from typing import Any
 
 from paddock.child import Child
 from paddock.errors import BuildFailed, ChildFailed, PaddockError
+from paddock_onnxruntime.named import DATA_FOLDER, Source, index
 
 from paddock_qualcomm import named
-from paddock_qualcomm.sdk import DATA_FOLDER, ERROR, FATAL, Source, listening, placed, session, short
+from paddock_qualcomm.sdk import ERROR, FATAL, listening, placed, session, short
 
 SECONDS = 600.0
 _BROKEN = "SetupBackend failed"
@@ -86,11 +87,11 @@ def assess(source: Source, count: int, soc_model: int | None) -> Answer:
             f"QNN's backend cannot be set up: {said[0]}",
             where="$.options.soc_model" if soc_model is not None else None,
         )
-    known = {named.index(name) for name in left}
+    known = {index(name) for name in left}
     refused = {number: reasons.get(number, LEFT) for number in known if number is not None}
-    if None in {named.index(name) for name in left if not name.startswith(_INSERTED)}:
+    if None in {index(name) for name in left if not name.startswith(_INSERTED)}:
         # Nodes that are functions are written out, under names that do not tell of whom.
-        seen = known | {named.index(name) for name in taken}
+        seen = known | {index(name) for name in taken}
         refused |= {number: INLINED for number in range(count) if number not in seen}
     return Answer(refused, "", len(taken))
 
@@ -161,7 +162,7 @@ def _reasons(folder: Path) -> dict[int, str]:
     """By node, what the provider's trace says; the last word where it was asked several times."""
     found = {}
     for entry in _trace(folder).get("unsupported_nodes", ()):
-        number = named.index(entry.get("node_name", ""))
+        number = index(entry.get("node_name", ""))
         if number is not None:
             found[number] = _plain(entry.get("reason", ""), entry.get("op_type", ""))
     return found

@@ -1,29 +1,12 @@
-"""A model as the provider is asked about it: inputs of fixed shape, and nodes named by their index.
-
-onnxruntime knows nodes by name only, merges some and renames others; what it makes of a node keeps the name's
-beginning (`p12` becomes `p12_token_1` or `p12/MatMulAddFusion`).
-"""
+"""A model as the provider is asked about it: inputs of fixed shape, and nodes named by their index."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from paddock.graph import Graph
-
-from paddock_qualcomm.sdk import Source
-
-
-def name(index: int) -> str:
-    """The name of a node of the model."""
-    return f"p{index}"
-
-
-def index(given: str) -> int | None:
-    """The node that a name stands for; None for what onnxruntime put in by itself."""
-    found = re.match(r"p(\d+)(?!\d)", given)
-    return None if found is None else int(found[1])
+from paddock_onnxruntime.named import Source, name_nodes
 
 
 def named(path: Path, graph: Graph) -> Any:
@@ -34,9 +17,7 @@ def named(path: Path, graph: Graph) -> Any:
     import onnx
 
     proto = onnx.load(path, load_external_data=False)
-    for number, node in enumerate(proto.graph.node):
-        node.name = name(number)
-        _name_bodies(node, node.name)
+    name_nodes(proto)
     shapes = {value.name: value.shape for value in graph.input_values}
     for port in proto.graph.input:
         shape = shapes.get(port.name)
@@ -114,11 +95,3 @@ def _inferred(proto: Any) -> Any:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception:  # onnx raises several; then nothing is known beside the border
         return proto
-
-
-def _name_bodies(node: Any, prefix: str) -> None:
-    for attribute in node.attribute:
-        for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            for number, inner in enumerate(body.node):
-                inner.name = f"{prefix}.{attribute.name}.{number}"
-                _name_bodies(inner, inner.name)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddock.plan import Precision, Verdict
+from paddock_onnxruntime.named import Source
 
 from paddock_qualcomm.asking import Compiled, build
-from paddock_qualcomm.sdk import Source, session
+from paddock_qualcomm.sdk import session
 
 if TYPE_CHECKING:
     import numpy as np

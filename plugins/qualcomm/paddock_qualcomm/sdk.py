@@ -14,27 +14,19 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from paddock_onnxruntime.named import DATA_FOLDER, Source
+from paddock_onnxruntime.session import ASSIGNMENT
 
 PROVIDER = "QNNExecutionProvider"
 SIMULATED = "HTP backend on x86 (simulation by Qualcomm)"
 """What there is on x86: Qualcomm's own backend for its tensor processor, computing on the host's CPU."""
 
 ERROR, FATAL = 3, 4
-DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _STRICT = "session.disable_cpu_ep_fallback"
-_ASSIGNMENT = "session.record_ep_graph_assignment_info"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model for a session: its content, and the folder that its external data lie in."""
-
-    content: bytes
-    folder: Path
 
 
 def is_simulated() -> bool:
@@ -82,7 +74,7 @@ def session(
     # Basic: constants are folded, as shapes that are computed need; what is more is for other providers.
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     settings.intra_op_num_threads = 1  # of the CPU provider, which runs nothing
-    settings.add_session_config_entry(_ASSIGNMENT, "1")
+    settings.add_session_config_entry(ASSIGNMENT, "1")
     if strict:
         settings.add_session_config_entry(_STRICT, "1")
     if isinstance(model, Source):

@@ -14,8 +14,9 @@ from paddock.config import HardwareConfig
 from paddock.defects import load
 from paddock.plan import Answer, Precision
 from paddock.spi import Context, ResolvedConfig
+from paddock_onnxruntime.named import index, name
 from paddock_qualcomm.adapter import INSTALL, NpuQualcomm, QualcommOptions
-from paddock_qualcomm.named import Singles, index, name, named
+from paddock_qualcomm.named import Singles, named
 from paddock_qualcomm.wrong import wrong
 
 onnx = pytest.importorskip("onnx")

@@ -307,6 +307,10 @@ WRONG = {
         softmax("Hardmax", 2, 3, 4, axis=0),
     ],
     "pool-late-window": [pool("AveragePool", 1, 2, [1, 5]), pool("LpPool", 1, 2, [1, 5])],
+    "hard-sigmoid-widened": [
+        one("HardSigmoid", np.array([1, -4], np.float16), np.array([0.7, 0], np.float16)),
+        one("HardSwish", np.array([3, -4], np.float16), np.array([3, 0], np.float16)),
+    ],
     "resize-fractional-corners": [corners(scales=np.array([1, 0.6], np.float32))],
 }
 RELATED = {
@@ -337,6 +341,7 @@ RELATED = {
     "logsoftmax of a matrix": softmax("LogSoftmax", 2, 3, axis=1),
     "averagepool that rounds up": pool("AveragePool", 3, 2, [3, 6]),
     "maxpool with a late window": pool("MaxPool", 1, 2, [1, 5]),
+    "hardswish": one("HardSwish", [3.0, -4.0], [3.0, 0.0]),
     "resize to sizes": corners(sizes=np.array([1, 2])),
 }
 

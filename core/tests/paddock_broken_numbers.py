@@ -1,0 +1,214 @@
+"""Adapters with kernels that are right on the inputs that everybody tries first, and wrong beyond them.
+
+Importable by child processes under this name. As in `paddock_broken`, each names the checks that find it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from paddock.plan import Means, Precision
+from paddock.spi import Arrays, Artifact, Context, Session
+from paddock_broken import GoodAdapter, GoodSession, Outputs
+from pydantic import BaseModel
+
+NUMBERS: list[type[GoodAdapter]] = []
+Array = np.ndarray[Any, Any]
+Kernel = Callable[..., "tuple[Array, ...]"]
+
+
+def wrong(*caught_by: str) -> Any:
+    """Registers a broken adapter, with the checks of which one has to find it out."""
+
+    def register(adapter: type[GoodAdapter]) -> type[GoodAdapter]:
+        adapter.caught_by = caught_by
+        NUMBERS.append(adapter)
+        return adapter
+
+    return register
+
+
+class WithKernels(GoodSession):
+    """The evaluator with kernels of its own for some operators."""
+
+    kernels: ClassVar[dict[str, Kernel]] = {}
+
+    def __init__(self, artifact: Artifact, options: BaseModel) -> None:
+        from onnx.reference import ReferenceEvaluator
+        from onnx.reference.op_run import OpRun
+
+        super().__init__(artifact, options)
+        made = [type(name, (OpRun,), {"_run": run, "op_domain": ""}) for name, run in self.kernels.items()]
+        self.evaluator = ReferenceEvaluator(str(artifact.files["model"]), new_ops=made)
+
+
+def _gemm(a: Array, b: Array, c: Array | None, alpha: float, across: int | None = None) -> Array:
+    y = np.float32(alpha) * (a[:, :across] @ b[:across])
+    return np.asarray(y if c is None else y + c, a.dtype)
+
+
+@wrong("operators.Gemm, wide", "bad_input.odd_sizes")
+class EightRowsOnly(GoodAdapter):
+    """A tile of eight rows: what lies beyond is left zero."""
+
+    class Kind(WithKernels):
+        def gemm(self, a: Array, b: Array, c: Any = None, alpha: float = 1.0, **rest: Any) -> tuple[Array, ...]:
+            y = _gemm(a, b, c, alpha)
+            y[8:] = 0
+            return (y,)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Gemm": gemm}
+
+
+@wrong("operators.MatMul, wide", "models.wide")
+class SumsSixtyFour(GoodAdapter):
+    """Sums at most 64 products."""
+
+    class Kind(WithKernels):
+        def matmul(self, a: Array, b: Array) -> tuple[Array, ...]:
+            return (np.matmul(a[..., :64], b[..., :64, :]),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"MatMul": matmul}
+
+
+@wrong("operators.Conv, dilated")
+class NoDilations(GoodAdapter):
+    """Dilations are ignored; the shape is kept."""
+
+    class Kind(WithKernels):
+        def conv(self, x: Array, w: Array, b: Any = None, **attributes: Any) -> tuple[Array, ...]:
+            from onnx.reference.ops.op_conv import _conv_implementation
+
+            names = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+            given = {name: attributes.get(name) for name in names}
+            if any(d > 1 for d in given["dilations"] or ()):
+                given |= {"dilations": None, "pads": [1, 1, 1, 1]}
+            return (_conv_implementation(x, w, b, *given.values()).astype(x.dtype),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Conv": conv}
+
+
+@wrong("operators.Concat, negative axis")
+class JoinsTheFirstAxis(GoodAdapter):
+    """A negative axis is taken for the second one."""
+
+    class Kind(WithKernels):
+        def concat(self, *args: Array, axis: int = 0) -> tuple[Array, ...]:
+            found = np.concatenate(args, axis)
+            return (found[..., ::-1].copy() if axis < 0 else found,)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Concat": concat}
+
+
+@wrong("operators.Gather, negative indices")
+class NoNegativeIndices(GoodAdapter):
+    """Indices below zero are zero."""
+
+    class Kind(WithKernels):
+        def gather(self, x: Array, indices: Array, axis: int = 0) -> tuple[Array, ...]:
+            return (np.take(x, np.maximum(indices, 0), axis or 0),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Gather": gather}
+
+
+@wrong("operators.Add, left broadcast")
+class BroadcastsTheRight(GoodAdapter):
+    """Only the second operand may be the smaller one."""
+
+    class Kind(WithKernels):
+        def add(self, a: Array, b: Array) -> tuple[Array, ...]:
+            whole = np.broadcast_shapes(a.shape, b.shape)
+            return (np.asarray(a + b if a.shape == whole else np.zeros(whole), a.dtype),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Add": add}
+
+
+@wrong("operators.Softmax, far apart")
+class OverflowsInSoftmax(GoodAdapter):
+    """The largest is not taken away first."""
+
+    class Kind(WithKernels):
+        def softmax(self, x: Array, axis: int = -1) -> tuple[Array, ...]:
+            with np.errstate(all="ignore"):
+                e = np.exp(x)
+                return (np.asarray(e / e.sum(axis=-1 if axis is None else axis, keepdims=True), x.dtype),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Softmax": softmax}
+
+
+@wrong("operators.LayerNormalization, far from zero")
+class CancelsVariance(GoodAdapter):
+    """The variance as the mean of squares less the square of the mean."""
+
+    class Kind(WithKernels):
+        def normed(self, x: Array, s: Array, b: Any = None, **attributes: Any) -> tuple[Array, ...]:
+            mean = x.mean(-1, keepdims=True, dtype=np.float32)
+            spread = (x * x).mean(-1, keepdims=True, dtype=np.float32) - mean * mean
+            y = (x - mean) / np.sqrt(np.maximum(spread, 0) + np.float32(1e-5)) * s
+            return (np.asarray(y if b is None else y + b, x.dtype),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"LayerNormalization": normed}
+
+
+@wrong("operators.Transpose, large integers")
+class CutsIntegers(GoodAdapter):
+    """Integers have 32 bits inside."""
+
+    class Kind(GoodSession):
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            cut = {n: a.astype(np.int32).astype(np.int64) if a.dtype == np.int64 else a for n, a in feeds.items()}
+            return super().compute(cut, names)
+
+
+@wrong("bad_input.not_a_number")
+class CleansFeeds(GoodAdapter):
+    """What is no number is added as zero."""
+
+    class Kind(WithKernels):
+        def add(self, a: Array, b: Array) -> tuple[Array, ...]:
+            return (np.nan_to_num(a) + np.nan_to_num(b),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Add": add}
+
+
+# Precisions.
+
+
+@wrong("precision.computed.fp16")
+class WrongInFp16(GoodAdapter):
+    """Right in fp32; in fp16 convolutions answer zeros."""
+
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.FP16})
+    spoiled: ClassVar[frozenset[str]] = frozenset({"Conv"})
+
+    class Kind(GoodSession):
+        spoiled: frozenset[str] = frozenset()
+
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            found = super().compute(feeds, names)
+            return {n: np.zeros_like(a) for n, a in found.items()} if self.operators & self.spoiled else found
+
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        session = self.Kind(artifact, self.config.options)
+        if self.config.precision is Precision.FP16:
+            session.spoiled = self.spoiled
+        return session
+
+
+@wrong("precision.operators.fp16")
+class TanhInFp16(WrongInFp16):
+    """The same of an operator that stands in no whole model."""
+
+    spoiled: ClassVar[frozenset[str]] = frozenset({"Tanh"})
+
+
+@wrong("precision.steps.int8")
+class StoresInt8(GoodAdapter):
+    """Says int8, and multiplies what is in float32."""
+
+    precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.INT8})
+
+    def means(self, precision: Precision) -> Means:
+        return Means.BACKEND

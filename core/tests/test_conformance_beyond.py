@@ -1,0 +1,106 @@
+"""The kit on adapters that are wrong beyond what is tried first, and on those that disturb their process."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paddock.testing.outcomes import Outcome, Result
+from paddock.testing.runner import Runner
+from paddock.testing.watching import Kept, Watch, caught, read, state
+from paddock_broken import GoodAdapter, NpuAdapter
+from paddock_broken_numbers import NUMBERS
+from paddock_broken_process import RUDE, EchoesAnOption
+from paddock_broken_sdk import ImportsAnSdk
+
+ALL: list[type[GoodAdapter]] = [*NUMBERS, *RUDE, ImportsAnSdk]
+SKIPPED = {"contract.every_device", "precision.computed.fp16", "precision.operators.fp16", "precision.steps.int8"}
+"""Checks that do not apply to the good adapter: one device, fp32 only."""
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    """One process for all of them, as far as they leave it alive."""
+    with Runner(quick=True) as made:
+        yield made
+
+
+def run(runner: Runner, adapter: type[GoodAdapter], name: str) -> Result:
+    return runner.run(adapter, runner.table(adapter)[name])
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [pytest.param(a, id=a.__name__, marks=[pytest.mark.long] if n % 4 else []) for n, a in enumerate(ALL)],
+)
+def test_each_check_that_should_find_it_does(runner: Runner, adapter: type[GoodAdapter]) -> None:
+    for name in adapter.caught_by:
+        assert run(runner, adapter, name).outcome.bad, name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted({name for adapter in ALL for name in adapter.caught_by}))
+def test_what_finds_them_accuses_no_good_one(runner: Runner, name: str) -> None:
+    result = run(runner, GoodAdapter, name)
+    assert result.outcome is (Outcome.SKIPPED if name in SKIPPED else Outcome.PASSED), result
+    assert not run(runner, NpuAdapter, name).outcome.bad
+
+
+@pytest.mark.long
+def test_an_echo_proves_nothing(runner: Runner) -> None:
+    result = run(runner, EchoesAnOption, "honesty.options")
+    assert result.outcome is Outcome.PASSED
+    assert any(claim.startswith("turbo: observed() repeats it") for claim in result.unproven)
+
+
+# Watching a process.
+
+
+def test_what_grows_is_told_from_what_is_there_once() -> None:
+    assert Kept(6, (5, 7, 9), (1, 1, 1), (0, 1, 1), (0, 0, 0)).complaints("loading") == [
+        "loading 6 times leaves open files: 5, 7, 9 after each third"
+    ]
+    assert Kept(6, (5, 9, 9), (1, 2, 1), (3, 3, 3), (0, 0, 9)).complaints("loading") == []
+    assert Kept(6, printed="hello").complaints("running") == ["running writes to standard output: 'hello'"]
+
+
+def test_changes_are_named_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = state()
+    assert before.changes(state()) == {}
+    monkeypatch.setenv("PADDOCK_TEST_OF_WATCHING", "1")
+    monkeypatch.chdir(tmp_path)
+    assert set(before.changes(state())) == {"the variable PADDOCK_TEST_OF_WATCHING", "the current folder"}
+
+
+def test_output_is_caught_past_python() -> None:
+    with caught(1) as out:
+        assert sys.__stdout__ is not None
+        sys.__stdout__.write("one\n")
+        sys.__stdout__.flush()
+        os.write(1, b"two\n")
+        found = read(out)
+    assert sorted(found.split()) == ["one", "two"]
+
+
+def test_a_watched_process_has_its_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    here, opened = Path.cwd(), []
+    try:
+        with Watch(tmp_path / "watched") as watch:
+
+            def leave(number: int) -> None:
+                opened.append(os.open("/dev/null", os.O_RDONLY))
+                Path(f"left-{number}").touch()
+
+            kept: Any = watch.again(6, leave)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    assert Path.cwd() == here
+    assert kept.leftovers == (2, 4, 6) and len(kept.complaints("it")) == 2
