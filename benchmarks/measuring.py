@@ -85,6 +85,22 @@ def _compare(native: Callable[[], Any], ours: Callable[[], Any], blocks: int, ru
     }
 
 
+def compare_calls(
+    native: Callable[[], Any] | None, ours: Callable[[], Any], blocks: int, seconds: float
+) -> dict[str, float | None]:
+    """As `measure` does for two calls of any length: each block takes about so many seconds, of at least one call.
+
+    Without a native call its figures are None.
+    """
+    begun = time.perf_counter()
+    for _ in range(3):
+        ours()
+    runs = max(1, round(seconds / max(1e-6, (time.perf_counter() - begun) / 3)))
+    found: dict[str, float | None] = {}
+    found.update(_compare(ours if native is None else native, ours, blocks, runs))
+    return found if native is not None else {**dict.fromkeys(found), "paddock": found["paddock"]}
+
+
 def _registry() -> Registry:
     null = importlib.metadata.EntryPoint("null", "benchmarks.null_adapter", GROUP)
     return Registry.discover(entry_points=[*importlib.metadata.entry_points(group=GROUP), null])

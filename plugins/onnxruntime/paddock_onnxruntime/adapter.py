@@ -11,7 +11,6 @@ max_mem, which a run exceeds with an error), and none for a session.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
@@ -44,15 +43,16 @@ from paddock.spi import (
 from pydantic import BaseModel
 
 from paddock_onnxruntime import footprint
-from paddock_onnxruntime.operators import PROVIDER, Selector
+from paddock_onnxruntime.installed import PLAIN, installed, version_of
+from paddock_onnxruntime.kernels import CPU
+from paddock_onnxruntime.named import DATA_FOLDER
+from paddock_onnxruntime.operators import Selector
 from paddock_onnxruntime.precisions import computes_int8, precisions
 from paddock_onnxruntime.quantizer import OnnxRuntimeQuantizer
-from paddock_onnxruntime.session import LEVELS, SPINNING, OnnxRuntimeOptions, OnnxRuntimeSession
+from paddock_onnxruntime.session import ASSIGNMENT, LEVELS, SPINNING, OnnxRuntimeOptions, OnnxRuntimeSession, short
 
 INSTALL = "pip install paddock-onnxruntime[sdk]"
 
-_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 _EXACT = "session.x64quantprecision"
 """Without VNNI, products of uint8 and int8 saturate on the way unless this is set: wrong numbers, only faster."""
 _WEIGHTS = "session.optimized_model_external_initializers_file_name"
@@ -86,16 +86,13 @@ class CpuOnnxRuntime(Adapter):
 
     @classmethod
     def probe(cls) -> Probe:
-        """Whether onnxruntime and onnx are installed, from their metadata."""
-        versions = {}
-        for package in ("onnxruntime", "onnx"):
-            try:
-                if importlib.util.find_spec(package) is None:
-                    raise importlib.metadata.PackageNotFoundError(package)
-                versions[package] = importlib.metadata.version(package)
-            except (importlib.metadata.PackageNotFoundError, ValueError):
-                return Probe(Verdict.no(f"{package} is not installed", "package metadata"), versions, INSTALL)
-        return Probe(Verdict.yes("installed", "package metadata"), versions)
+        """Whether onnxruntime (its build for GPUs has the CPU's provider too) and onnx are installed, from metadata."""
+        here, onnx = installed(), version_of("onnx")
+        versions = {} if here is None else {here.distribution: here.version}
+        if here is None or onnx is None:
+            missing = "onnxruntime" if here is None else "onnx"
+            return Probe(Verdict.no(f"{missing} is not installed", "package metadata"), versions, INSTALL)
+        return Probe(Verdict.yes("installed", "package metadata"), {**versions, "onnx": onnx})
 
     @classmethod
     def probe_device(cls) -> Devices:
@@ -104,7 +101,7 @@ class CpuOnnxRuntime(Adapter):
 
         source = "onnxruntime.get_available_providers()"
         providers = list(onnxruntime.get_available_providers())
-        if PROVIDER not in providers:
+        if CPU not in providers:
             return Devices(Verdict.no(f"this onnxruntime has only {', '.join(providers) or 'no provider'}", source))
         facts = {"providers": providers, "build": onnxruntime.get_build_info()}
         return Devices(Verdict.yes("", source), (Device(0, "CPU", precisions()),), facts)
@@ -117,8 +114,10 @@ class CpuOnnxRuntime(Adapter):
         """The forms of operators that onnxruntime computes wrongly, from defects.json."""
         from paddock.defects import load, remedies  # not needed to serve what is kept
 
-        versions = self.probe().versions
-        return remedies(load("paddock_onnxruntime"), model.graph, versions, self.config.precision)
+        here = installed()
+        known = [defect for defect in load("paddock_onnxruntime") if defect.sdk == PLAIN]
+        versions = {} if here is None else {PLAIN: here.version}  # whichever build: the CPU's provider is in all
+        return remedies(known, model.graph, versions, self.config.precision)
 
     def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
         """Refers to the model's files. Where a verdict is provisional, a session is tried.
@@ -152,7 +151,7 @@ class CpuOnnxRuntime(Adapter):
             try:
                 self._session(artifact, optimization="off")
             except Exception as error:  # onnxruntime raises classes of its own that share only this base
-                raise Unsupported(_blamed(model, open_nodes, str(error)), _short(error)) from error
+                raise Unsupported(_blamed(model, open_nodes, str(error)), short(error)) from error
         artifact = self._optimised(artifact, context)
         if plan.precision.precision is Precision.INT8:
             artifact = replace(artifact, facts={**artifact.facts, "int8": computes_int8(_kinds(artifact))})
@@ -164,7 +163,7 @@ class CpuOnnxRuntime(Adapter):
             inner = self._session(artifact)
         except Exception as error:
             raise BuildFailed(
-                f"onnxruntime cannot load the model: {_short(error)}", where=str(artifact.files["model"])
+                f"onnxruntime cannot load the model: {short(error)}", where=str(artifact.files["model"])
             ) from error
         facts = artifact.facts
         return OnnxRuntimeSession(inner, artifact.outputs, self._options, facts.get("int8"), facts.get("optimised"))
@@ -200,7 +199,7 @@ class CpuOnnxRuntime(Adapter):
             made = replace(artifact, files=files, facts={**artifact.facts, "optimised": level, "drop_names": False})
             self._session(made)
         except Exception as error:  # onnxruntime raises classes of its own that share only this base
-            context.progress(f"onnxruntime optimises at each start: the result cannot be kept: {_short(error)}")
+            context.progress(f"onnxruntime optimises at each start: the result cannot be kept: {short(error)}")
             return artifact
         return made
 
@@ -222,7 +221,7 @@ class CpuOnnxRuntime(Adapter):
         # faster where shapes vary.
         settings.enable_mem_pattern = artifact.facts.get("fixed_inputs", False)
         settings.add_session_config_entry(SPINNING, "1" if spinning else "0")
-        settings.add_session_config_entry(_ASSIGNMENT, "1")
+        settings.add_session_config_entry(ASSIGNMENT, "1")
         settings.add_session_config_entry(_EXACT, "1")
         for name, extent in artifact.facts.get("fixed_dims", {}).items():
             settings.add_free_dimension_override_by_name(name, extent)
@@ -234,8 +233,8 @@ class CpuOnnxRuntime(Adapter):
         content: str | bytes = str(path)
         if artifact.facts.get("drop_names"):
             content = _without_names(path)
-            settings.add_session_config_entry(_DATA_FOLDER, str(path.parent))
-        session = onnxruntime.InferenceSession(content, settings, providers=[PROVIDER])
+            settings.add_session_config_entry(DATA_FOLDER, str(path.parent))
+        session = onnxruntime.InferenceSession(content, settings, providers=[CPU])
         session.disable_fallback()
         return session
 
@@ -281,9 +280,3 @@ def _blamed(model: Model, open_nodes: Sequence[int], message: str) -> Sequence[i
         alike = [i for i in open_nodes if model.graph.nodes[i].op == op]
         return [i for i in alike if model.graph.nodes[i].name == name] or alike or open_nodes
     return open_nodes
-
-
-def _short(error: Exception) -> str:
-    """onnxruntime's message on one line, without its error code."""
-    text = " ".join(str(error).split())
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", r"\1: ", text)[:600]

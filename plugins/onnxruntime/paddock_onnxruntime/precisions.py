@@ -15,7 +15,7 @@ from typing import Any
 from paddock.machine import cpu
 from paddock.plan import Precision, Verdict
 
-from paddock_onnxruntime.operators import REGISTRY, registry
+from paddock_onnxruntime.kernels import REGISTRY, registry
 
 _INT8 = ("QLinear", "Integer", "QGemm", "QAttention")
 _STORES = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from paddock.errors import BuildFailed
 from paddock.spi import Quantizer
@@ -57,6 +57,11 @@ class OnnxRuntimeQuantizer(Quantizer):
     Raises:
         BuildFailed: onnxruntime cannot read, convert, run or calibrate the model.
     """
+
+    activations: ClassVar[str] = "QUInt8"
+    """onnxruntime's name of the type of activations; another backend's quantiser may have another."""
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """Further options of onnxruntime's quantiser, alike."""
 
     def __init__(
         self,
@@ -149,12 +154,13 @@ class OnnxRuntimeQuantizer(Quantizer):
             per_channel=True,
             reduce_range=self._narrow,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=QuantType[self.activations],
             tensors_range=self._ranges,
             nodes_to_quantize=nodes,
             nodes_to_exclude=[],
             op_types_to_quantize=types,
             extra_options={
+                **self.settings,
                 "OpTypesToExcludeOutputQuantization": list(_FLOAT_OUTPUTS),
                 "TensorQuantOverrides": {
                     name: [{"quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": self._narrow}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from paddock.errors import RunFailed
 from paddock.plan import Precision
@@ -22,6 +22,7 @@ LEVELS = {
     "all": "ORT_ENABLE_ALL",
 }
 SPINNING = "session.intra_op.allow_spinning"
+ASSIGNMENT = "session.record_ep_graph_assignment_info"
 WORTH_PLACING = 2**16
 """Bytes of outputs from which copying them (with their memory) takes longer than to bind them for one run, 10 us."""
 _BINDABLE = {
@@ -56,6 +57,9 @@ class OnnxRuntimeOptions(BaseModel):
 class OnnxRuntimeSession(Session):
     """A session of onnxruntime; any number of threads may run it at once, as long as nothing is bound.
 
+    `copies` says whether onnxruntime copies an input when it is bound, as it does to a device of its own: then it is
+    bound anew for each run.
+
     Args:
         inner: onnxruntime's InferenceSession.
         outputs: The names of all outputs, in the model's order.
@@ -63,6 +67,8 @@ class OnnxRuntimeSession(Session):
         int8: Where int8 was asked for, whether anything is left after optimisation that computes in it.
         optimised: How far the model was optimised before it was loaded, where it was.
     """
+
+    copies: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class OnnxRuntimeSession(Session):
         self._inner = inner
         self._outputs = list(outputs)
         self._options = options
-        self._binding: _Binding | None = _Binding(inner, {})
+        self._binding: _Binding | None = _Binding(inner, {}, self.copies)
 
     def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """Computes the outputs; onnxruntime allocates them anew in each run."""
@@ -124,7 +130,7 @@ class OnnxRuntimeSession(Session):
         """Binds every input, and every output that is no input itself; a bound output is written in each run."""
         if self._inner is None:
             raise RunFailed("the session is closed")
-        self._binding = _Binding(self._inner, buffers)
+        self._binding = _Binding(self._inner, buffers, self.copies)
         return self._binding.names
 
     def observed(self) -> Observed:
@@ -145,6 +151,12 @@ class OnnxRuntimeSession(Session):
             settings["precision"] = (Precision.INT8 if self._int8 else Precision.FP32).value
         nodes = sum(len(part.get_nodes()) for part in inner.get_provider_graph_assignment_info())
         return Observed(settings, nodes=nodes)
+
+
+def short(error: Exception) -> str:
+    """onnxruntime's message on one line, without its error code."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", r"\1: ", text)[:600]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +193,7 @@ class _Binding:
     compares the shape with that of the place, also behind an If or a Loop, and raises where they differ.
     """
 
-    def __init__(self, inner: Any, buffers: Arrays) -> None:
+    def __init__(self, inner: Any, buffers: Arrays, copies: bool = False) -> None:
         self._inner = inner
         inputs = {port.name: _Port.of(port) for port in inner.get_inputs()}
         outputs = {port.name: _Port.of(port) for port in inner.get_outputs()}
@@ -197,7 +209,7 @@ class _Binding:
             if n in outputs and outputs[n].fits(a) and a.flags.writeable and _apart(n, buffers)
         }
         self.names = frozenset(self._inputs) | frozenset(self._outputs)
-        self._whole = self._bound() if self.names else None
+        self._whole = self._bound() if self.names and not copies else None
 
     def run(self, feeds: Arrays, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         """Writes all bound outputs, and gives those of the named ones that are not bound."""
@@ -205,7 +217,7 @@ class _Binding:
         if not wanted and not self._outputs:
             return {}
         if not wanted and not feeds:
-            self._inner.run_with_iobinding(self._whole)
+            self._inner.run_with_iobinding(self._whole or self._bound())
             return {}
         found = self._run(feeds, dict.fromkeys(wanted))
         return {name: array.copy() if name in self._both else array for name, array in found.items()}

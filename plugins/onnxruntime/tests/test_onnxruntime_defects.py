@@ -169,7 +169,7 @@ def defects_of(case: Case, folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def test_every_entry_is_tried() -> None:
-    assert set(WRONG) == {defect.name for defect in load("paddock_onnxruntime")}
+    assert set(WRONG) == {d.name for d in load("paddock_onnxruntime") if d.sdk == "onnxruntime"}
 
 
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in WRONG.items() for case in cases])

@@ -1,0 +1,1 @@
+"""Paddock's adapter for NVIDIA GPUs through TensorRT: gpu/tensorrt."""

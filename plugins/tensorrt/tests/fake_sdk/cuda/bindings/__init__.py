@@ -1,0 +1,1 @@
+"""A FAKE of NVIDIA's package, for tests: see runtime.py."""

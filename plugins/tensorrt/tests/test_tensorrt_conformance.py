@@ -1,0 +1,17 @@
+"""gpu/tensorrt held to all that it declares, on the fake of TensorRT and CUDA; `make conformance` runs it.
+
+The numbers are onnxruntime's: what passes here is how the adapter handles models, shapes, memory and threads.
+"""
+
+from __future__ import annotations
+
+import pytest
+from paddock.testing import AdapterConformance
+from paddock_tensorrt.adapter import GpuTensorRt
+
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("faked")]
+
+
+class TestGpuTensorRt(AdapterConformance):
+    adapter = GpuTensorRt
+    expected = {"precision.computed.bf16": "the fake computes by onnxruntime, which has no bf16 on the CPU"}  # noqa: RUF012

@@ -1,0 +1,330 @@
+"""What is told without a GPU: what is here and what is missing, verdicts from a list, profiles, layers, the bar."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from paddock.config import HardwareConfig
+from paddock.errors import BuildFailed
+from paddock.graph import Graph, Range, Value
+from paddock.plan import Answer, Precision
+from paddock.planning.shapes import admits
+from paddock.spi import Context
+from paddock_tensorrt import build, layers, present
+from paddock_tensorrt.adapter import GpuTensorRt
+from paddock_tensorrt.operators import Asked, verdicts
+from paddock_tensorrt.present import Present, judge, look
+from paddock_tensorrt.profiles import MOST, profiles, unbounded
+from paddock_tensorrt.progress import Bar
+from tensorrt_models import T, adapter_of, config_of, h, model_of, net, save
+
+# What is here
+
+
+LIBRARIES = dict.fromkeys(present.LIBRARIES, "/lib")
+WHOLE: dict[str, Any] = {
+    "driver": "580.65.06", "driver_library": "/lib/libcuda.so.1", "tensorrt": "11.4.0.106", "libraries": LIBRARIES,
+    "cuda": "13.5.0", "onnx": "1.17.0",
+}  # fmt: skip
+
+
+def test_all_that_is_needed_is_here() -> None:
+    verdict, remedy = judge(Present(**WHOLE))
+    assert verdict.usable and not remedy and "TensorRT 11.4.0.106" in verdict.reason
+    assert Present(**WHOLE).versions() == {
+        "tensorrt": "11.4.0.106", "nvidia-driver": "580.65.06", "cuda-bindings": "13.5.0", "onnx": "1.17.0",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "remedy"),
+    [
+        ({"driver_library": ""}, "no NVIDIA driver here (no libcuda.so.1)", "install NVIDIA's driver"),
+        ({"driver": "570.12"}, "the driver is 570.12, and CUDA 13 needs 580", "580 or newer"),
+        ({"tensorrt": "", "libraries": {}}, "Python package is not installed", "pip install tensorrt-cu13"),
+        ({"tensorrt": "10.9.0"}, "TensorRT is 10.9.0; this adapter knows 10.16 to 11.x", "pip install tensorrt-cu13"),
+        ({"tensorrt": "12.0.1"}, "TensorRT is 12.0.1", "pip install tensorrt-cu13"),
+        ({"libraries": {**LIBRARIES, "nvinfer": ""}}, "lacks its libraries libnvinfer.so.11", "tensorrt-cu13-libs"),
+        ({"cuda": ""}, "cuda-bindings is not installed", "cuda-bindings>=13"),
+        ({"cuda": "12.9.1"}, "cuda-bindings is 12.9.1, and this adapter knows 13.x", "cuda-bindings>=13"),
+        ({"onnx": ""}, "onnx is not installed", "onnx"),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_is_named_with_what_to_do(
+    change: dict[str, Any], words: str, remedy: str
+) -> None:
+    verdict, found = judge(Present(**{**WHOLE, **change}))
+    assert not verdict.usable and words in verdict.reason and remedy in found
+
+
+def test_everything_that_is_missing_is_named_at_once() -> None:
+    verdict, remedy = judge(Present())
+    assert verdict.reason.count(";") == 3 and remedy.count(";") >= 2
+
+
+def test_the_driver_and_the_libraries_are_found_by_their_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(present, "ROOT", tmp_path)
+    monkeypatch.setattr(present, "VERSION_FILE", tmp_path / "version")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "own"))
+    monkeypatch.setattr(present, "_tensorrt", lambda: "10.16.1.11")
+    for name in ("own/libnvinfer.so.10", "conf/libnvonnxparser.so.10", "usr/lib64/libcuda.so.580.1.2"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("no library")
+    (tmp_path / "usr/lib64/libcuda.so.1").symlink_to(tmp_path / "usr/lib64/libcuda.so.580.1.2")
+    (tmp_path / "etc/ld.so.conf.d").mkdir(parents=True)
+    (tmp_path / "etc/ld.so.conf.d/x.conf").write_text(f"# a comment\n{tmp_path / 'conf'}\n")
+    found = look()
+    assert found.driver == "580.1.2" and found.driver_library.endswith("usr/lib64/libcuda.so.1")
+    assert found.libraries is not None
+    assert [name for name, place in found.libraries.items() if not place] == ["nvinfer_plugin"]
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  590.44.01  Tue Nov  4\nGCC\n")
+    assert look().driver == "590.44.01"
+
+
+def test_probing_imports_nothing() -> None:
+    code = "import sys, paddock_tensorrt.plugin as p; found = p.paddock_adapters()[0].probe(); "
+    code += "print(sorted({'onnx', 'tensorrt', 'tensorrt_bindings', 'cuda', 'onnxruntime'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Verdicts without a device
+
+
+def test_where_there_is_no_device_the_parsers_list_answers(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    nodes = [
+        h.make_node("Relu", ["x"], ["r"]),
+        h.make_node("Det", ["r"], ["d"]),
+        h.make_node("Unique", ["d"], ["y"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, [("x", T.FLOAT, [2, 3, 3])], [("y", T.FLOAT, [2])])
+    found = adapter_of(config_of(), None).select_operators(model_of(path), Context(tmp_path, tmp_path)).verdicts
+    assert [v.answer for v in found] == [Answer.PROVISIONAL, Answer.NO, Answer.NO]
+    assert "operators.md" in found[1].source and "Unique is not listed" in found[2].reason
+
+
+def test_the_bodies_of_control_flow_are_looked_at(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    port = h.make_tensor_value_info("o", T.FLOAT, None)
+    body = h.make_graph([h.make_node("Det", ["x"], ["o"])], "body", [], [port])
+    node = h.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+    path = save(
+        tmp_path / "m.onnx", [node], [("c", T.BOOL, []), ("x", T.FLOAT, [2, 3, 3])], [("y", T.FLOAT, None)]
+    )  # fmt: skip
+    (found,) = adapter_of(config_of(), None).select_operators(model_of(path), Context(tmp_path, tmp_path)).verdicts
+    assert found.answer is Answer.NO and "Det is not listed" in found.reason
+
+
+def test_a_parser_that_says_nothing_is_no_yes(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    graph = model_of(net(tmp_path / "net.onnx", 4)).graph
+    assert {v.answer for v in verdicts(graph, Asked(False))} == {Answer.NO}
+    assert {v.answer for v in verdicts(graph, Asked(True))} == {Answer.YES}
+    assert "leaves it out of every subgraph" in verdicts(graph, Asked(False, (((0, 1), True),)))[4].reason
+    some = verdicts(graph, Asked(False, (((0, 1), True), ((3,), False)), ((2, "no"),)))
+    answers = [Answer.YES, Answer.YES, Answer.NO, Answer.PROVISIONAL, Answer.NO]
+    assert [v.answer for v in some] == answers
+
+
+# Profiles
+
+
+def graph_of(*shapes: Any, **bounds: Range) -> Graph:
+    values = tuple(Value(f"x{n}", "float32", tuple(shape)) for n, shape in enumerate(shapes))
+    return Graph((), values, tuple(range(len(values))), ()).with_bounds(bounds)
+
+
+def test_fixed_shapes_need_no_profile() -> None:
+    assert profiles(graph_of([2, 3], ["n", 3], n=Range(4, 4, 4))) == ()
+    assert build.told(()) == ["all shapes are fixed: no optimisation profile"]
+
+
+def test_a_batch_is_one_profile_tuned_for_its_best() -> None:
+    (found,) = profiles(graph_of(["n", 3], [7], n=Range(1, 32, 64)))
+    assert found.inputs == (("x0", (1, 3), (32, 3), (64, 3)),)
+    assert str(found) == "x0 1x3 .. 64x3 (best at 32x3)"
+
+
+def test_too_many_and_missing_profiles_say_so() -> None:
+    spans = tuple((n, n) for n in range(1, 6))
+    many = graph_of(["a", "b"], a=Range(1, 5, 5, spans), b=Range(1, 5, 5, spans))
+    with pytest.raises(BuildFailed, match=f"25 optimisation profiles, and an engine is given {MOST} at most"):
+        profiles(many)
+    assert unbounded(graph_of(["a", None, 3])) == ["x0: nothing bounds axis 0, 1"]
+    with pytest.raises(BuildFailed, match="there is none for x0: nothing bounds axis 0") as caught:
+        profiles(graph_of(["a"]))
+    assert caught.value.where == "$.shapes"
+    with pytest.raises(BuildFailed, match="its rank is not known"):
+        profiles(Graph((), (Value("x"),), (0,), ()))
+
+
+RANGES = st.builds(
+    lambda low, more, best: Range(low, min(low + best, low + more), low + more),
+    st.integers(1, 3), st.integers(0, 2), st.integers(0, 2),
+)  # fmt: skip
+SPANS = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 1)), min_size=1, max_size=3).map(
+    lambda found: tuple(sorted({(low, low + more) for low, more in found}))
+)
+
+
+@given(st.data())
+def test_profiles_admit_just_what_the_graph_admits(data: st.DataObject) -> None:
+    """For a dimension with gaps, and two that are coupled; by every shape there can be."""
+    spans = data.draw(SPANS)
+    bounds = {"n": Range(spans[0][0], spans[-1][1], max(high for _, high in spans), spans)}
+    ways = tuple({"a": data.draw(RANGES), "b": data.draw(RANGES)} for _ in range(data.draw(st.integers(1, 3))))
+    for symbol in "ab":
+        found = [way[symbol] for way in ways]
+        pairs = tuple(sorted({(r.min, r.max) for r in found}))
+        bounds[symbol] = Range(min(r.min for r in found), found[0].opt, max(r.max for r in found), pairs)
+    graph = Graph((), (Value("x", "float32", ("n", "a")), Value("y", "float32", ("b", 2))), (0, 1), ())
+    graph = Graph((), graph.values, (0, 1), (), bounds=bounds, choices=(ways,))
+    made = profiles(graph)
+    assert len(set(made)) == len(made)
+    for profile in made:
+        for _, low, best, high in profile.inputs:
+            assert all(p <= q <= r for p, q, r in zip(low, best, high, strict=True))
+    for n, a, b in itertools.product(range(8), repeat=3):
+        served = any(profile.admits({"x": (n, a), "y": (b, 2)}) for profile in made)
+        assert served == admits(graph, {"n": n, "a": a, "b": b}), (n, a, b)
+
+
+def test_the_configs_shapes_come_out_as_profiles(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    config = config_of(batch_size=64, shapes={"x": {"min": [1, 16], "opt": [8, 16], "max": [64, 16]}})
+    notes = adapter_of(config, None).notes(model_of(net(tmp_path / "net.onnx"), config))
+    assert notes == ["optimisation profile 0: x 1x16 .. 64x16 (best at 8x16)"]
+
+
+# Layers
+
+
+def layer(kind: str, *dtypes: str, key: str = "Format/Datatype") -> dict[str, Any]:
+    return {"Name": "l", "LayerType": kind, "Inputs": [{"Name": "x", key: dtype} for dtype in dtypes], "Outputs": []}
+
+
+def test_layers_are_counted_by_kind_and_dtype_in_the_words_of_both_majors() -> None:
+    found = layers.counted(
+        [
+            layer("CaskConvolution", "Channel major FP16 format where channel % 4 == 0"),
+            layer("CaskConvolution", "Half", "Float"),
+            layer("gemm", "Float", key="DataType"),
+            layer("gemm", "Thirty-two wide channel vectorized row major Int8 format."),
+            layer("Reformat", "Row major linear FP32"),
+            layer("kgen", "N/A due to dynamic shapes"),
+            layer("kgen", "BFloat16", key="DataType"),
+            "a name alone",
+            {"LayerType": 7, "Inputs": "x"},
+        ]
+    )
+    assert found["CaskConvolution"] == {"float16": 2} and found["gemm"] == {"float32": 1, "int8": 1}
+    assert found["kgen"] == {"?": 1, "bfloat16": 1} and found["?"] == {"?": 1}
+    told = layers.summary(found)
+    assert told.startswith("9 layers: ") and "2 in float16" in told and "CaskConvolution (2)" in told
+
+
+@pytest.mark.parametrize(
+    ("counts", "asked", "expected"),
+    [
+        ({"conv": {"float16": 3, "float32": 9}}, "fp16", "fp16"),
+        ({"conv": {"float32": 9}, "Reformat": {"float16": 2}}, "fp16", "fp32"),
+        ({"conv": {"int8": 1, "float16": 9}}, "int8", "int8"),
+        ({"conv": {"float16": 9, "float32": 1}}, "int8", "fp16"),
+        ({"conv": {"?": 3}}, "fp16", None),
+        ({}, "fp32", None),
+    ],
+)
+def test_the_precision_that_took_effect_is_that_of_layers_that_compute(
+    counts: dict[str, dict[str, int]], asked: str, expected: str | None
+) -> None:
+    assert layers.computed(counts, Precision(asked)) == (None if expected is None else Precision(expected))
+
+
+# The bar
+
+
+def test_the_bar_grows_with_nested_phases() -> None:
+    told: list[str] = []
+    bar = Bar(told.append)
+    bar.start("Building", None, 2)
+    bar.start("Tactics", "Building", 4)
+    shares = []
+    for step in range(4):
+        bar.step("Tactics", step)
+        shares.append(bar.share())
+    assert shares == [0.125, 0.25, 0.375, 0.5]
+    bar.finish("Tactics")
+    bar.step("Building", 1)
+    assert bar.share() == 1.0 and told[-1].endswith("100% Building") and "#" * 24 in told[-1]
+    bar.step("never started", 3)
+    bar.finish("never started")
+    bar.finish("Building")
+    assert bar.share() == 0.0
+
+
+# Through the core
+
+
+def test_a_plan_without_a_gpu_is_shown_and_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    if GpuTensorRt.probe().verdict.usable:
+        pytest.skip("TensorRT is here")
+    config = '{"hardware": "gpu", "backend": "tensorrt", "precision": "fp16", "batch_size": 64}'
+    command = [sys.executable, "-m", "paddock.cli", "plan", "--model", str(net(tmp_path / "net.onnx"))]
+    done = subprocess.run([*command, "--config", config], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3, done.stderr
+    for words in (
+        "a device that is not here", "NOT CONFIRMED by a device", "optimisation profile 0: x 1x16 .. 64x16",
+        "casts: ", "provisional", "at least",
+    ):  # fmt: skip
+        assert words in done.stdout, done.stdout
+    assert "NotAvailable" in done.stderr and "there is no NVIDIA driver here" in done.stderr
+
+
+@pytest.mark.long
+def test_a_deployment_on_the_fake_is_verified_and_its_build_told(fake: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All steps in their own processes, as they are on a GPU; the numbers are onnxruntime's."""
+    import numpy as np
+    from paddock.child import Children
+    from paddock.compile import built_notes
+    from paddock.deployment import deploy
+    from paddock.prepare import prepare
+
+    told: list[str] = []
+    fields: dict[str, Any] = {"precision": "fp16", "batch_size": 4, "instances": 2}
+    config = HardwareConfig.load({"hardware": "gpu", "backend": "tensorrt", **fields})
+    with deploy(net(tmp_path / "net.onnx"), config, progress=told.append) as deployment:
+        assert deployment.report.outcome == "passed" and "Fake GPU" in deployment.plan.device
+        assert 0 < (deployment.report.error or 0) < 1e-2, "it was cast"
+        effective = {setting.name: setting.effective for setting in deployment.plan.settings}
+        assert effective["precision"] == "fp16"
+        assert any("float16" in note and "layers" in note for note in deployment.plan.notes)
+        answer = deployment.run({"x": np.ones((3, 16), np.float32)})
+        assert answer["y"].shape == (3, 16)
+    assert any("50% Tactics" in line for line in told), "a build's progress is heard out of its process"
+    with Children() as children:
+        prepared = prepare(tmp_path / "net.onnx", config, children=children)
+        assert any("float16" in note for note in built_notes(prepared.plan, prepared.parts)), "as `paddock plan` shows"
+        prepared.discard()
+
+
+@pytest.mark.long
+def test_what_the_parser_refuses_runs_on_the_fallback(fake: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from paddock.deployment import deploy
+
+    fake.setenv("FAKE_TENSORRT", "refuse=Softmax")
+    fields: dict[str, Any] = {"batch_size": 4, "fallback": ["cpu/onnxruntime"]}
+    config = {"hardware": "gpu", "backend": "tensorrt", **fields}
+    with deploy(net(tmp_path / "net.onnx"), config) as deployment:
+        placed = {node.op: node.adapter for node in deployment.plan.placement.nodes}
+        assert placed["Softmax"] == "cpu/onnxruntime" and placed["MatMul"] == "gpu/tensorrt"
+        assert deployment.report.outcome == "passed"
