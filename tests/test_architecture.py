@@ -17,13 +17,13 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 
 # Read top to bottom, this is the way a config takes; a module imports only what stands above it.
 ORDER = [
-    "errors", "graph", "memory_plan", "plan", "jsontext", "config_errors", "config", "machine", "model",
+    "errors", "libraries", "graph", "memory_plan", "plan", "jsontext", "config_errors", "config", "machine", "model",
     "planning", "planning.classes", "planning.aliasing", "planning.workspace", "planning.mincut", "planning.casts",
-    "formats", "spi", "defects",
+    "formats", "spi", "device_session", "defects",
     "onnx_wire", "onnx_tensors", "onnx_store", "onnx_extract", "onnx_ports", "onnx_cast", "onnx_ranges", "onnx_shapes",
     "onnx_dtypes", "onnx_cast_check",
     "onnx_format", "builtin", "spawned", "wire", "child", "cache_locks", "cache_entries", "cache_pruning",
-    "cache", "admission", "contract", "new_plugin", "devices", "wellknown", "registry",
+    "cache", "plugin_files", "requirements", "admission", "contract", "devices", "wellknown", "new_plugin", "registry",
     "planning.corners", "planning.shapes", "planning.cost", "planning.partition", "planning.verifier",
     "planning.operators", "planning.contests", "planning.mixing",
     "planning.bisection", "planning.fewest", "planning.precision",
@@ -36,19 +36,31 @@ ORDER = [
     "built", "metrics", "verify",
     "budget", "draft", "asked", "prepare", "ready", "trials", "precision_search", "repair", "resident", "footprint",
     "checks", "rescue", "serving", "standin", "kept",
-    "deployment", "shadow", "exchange", "warm", "requirements", "bundle",
+    "deployment", "shadow", "exchange", "warm", "bundle",
     "contest", "contenders", "mixing_parts", "mixing", "tune", "auto",
     "sides", "facts", "diff", "bench", "bisect", "compare", "lowered",
     "testing.outcomes", "testing.table", "testing.singles", "testing.zoo", "testing.bench", "testing.judging",
-    "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
+    "testing.watching", "testing.cases", "testing.comparing", "testing.nodes", "testing.known", "testing.matrix",
     "testing.__main__", "testing.light",
-    "testing.checks_contract", "testing.checks_models", "testing.checks_honesty", "testing.checks_precision",
+    "testing.checks_contract", "testing.checks_process", "testing.checks_buffers",
+    "testing.checks_models", "testing.checks_honesty", "testing.checks_precision",
     "testing.checks_input", "testing.checks_concurrency", "testing.checks_memory",
     "testing.runner", "testing.certificate", "testing.conformance", "testing",
     "show", "terminal", "cache_cli", "tune_cli",
     "diff_cli", "bench_cli", "bundle_cli", "plugins_cli", "conformance_cli", "cli",
 ]  # fmt: skip
-SDKS = ("paddle", "paddle2onnx", "onnx", "onnxruntime", "onnxruntime_qnn", "openvino", "tensorrt", "torch")
+SDKS = (
+    "paddle",
+    "paddle2onnx",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime_qnn",
+    "openvino",
+    "tensorrt",
+    "tensorrt_bindings",
+    "cuda",
+    "torch",
+)
 FOR_PLUGINS = {
     f"paddock.{name}"
     for name in (
@@ -63,6 +75,8 @@ FOR_PLUGINS = {
         "testing",
         "defects",
         "machine",
+        "libraries",
+        "device_session",
         "cache",
     )
 }

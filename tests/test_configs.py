@@ -40,7 +40,7 @@ NOT_READY = {
     "npu/ascend fp16": "Paddle ignores it without a word for the programs of today",
     "cpu/openvino fp16": "needs AVX-512 FP16, which no machine of ours has had",
     **dict.fromkeys(
-        ("cpu/onnxruntime int8", "cpu/openvino int8", "cpu/mkldnn int8", "npu/qualcomm int8"),
+        ("cpu/onnxruntime int8", "cpu/openvino int8", "cpu/mkldnn int8", "npu/qualcomm int8", "gpu/tensorrt int8"),
         "needs samples of the model to quantise by",
     ),
 }
@@ -58,10 +58,9 @@ def test_there_is_one_for_each_adapter_and_precision(registry: Registry) -> None
 
 
 @pytest.mark.parametrize("name", ["gpu-tensorrt-fp16", "npu-ascend"])
-def test_absent_hardware_says_which_plugin_brings_it(registry: Registry, name: str) -> None:
+def test_absent_hardware_says_which_plugin_brings_it(name: str) -> None:
     config = HardwareConfig.load(FOLDER / f"{name}.json")
-    if config.adapter in registry.adapters:
-        pytest.skip(f"{config.adapter} is installed here")
+    registry = Registry.discover(entry_points=())
     with pytest.raises(NotAvailable, match=f"brought by the plugin paddock-{config.backend}"):
         registry.resolve(config)
     renamed = {"npu/ascend": "cann", "gpu/tensorrt": "trt"}[config.adapter]

@@ -68,12 +68,13 @@ def test_to_a_device_that_may_not_be_here(compared: Compared, registry: Registry
         assert reasons == {"OpenVINO reads it; whether its NPU plugin takes it, only the device tells"}
 
 
-def test_to_what_no_plugin_here_brings(compared: Compared, registry: Registry) -> None:
-    if "gpu/tensorrt" in registry.adapters:
-        pytest.skip("a plugin brings it here")
+@pytest.mark.long
+def test_to_a_gpu_that_may_not_be_here(compared: Compared, registry: Registry) -> None:
+    """Where TensorRT is, it is a plan as any other."""
     found = compared("gpu-tensorrt-fp16", batch_size=2)
-    assert found.after.verdict.answer is Answer.NO and "paddock-tensorrt" in found.after.verdict.reason
-    assert found.lost["options.kept_shapes"].startswith("perhaps")
-    weights = next(c for c in found.changes if (c.topic, c.what) == ("memory", "weights"))
-    assert weights.before is not None and weights.after is not None
-    assert weights.after.value < weights.before.value and weights.after.verdict.answer is Answer.PROVISIONAL
+    here = registry.survey()["gpu/tensorrt (paddock-tensorrt)"][2].verdict.usable
+    assert found.after.verdict.answer is (Answer.YES if here else Answer.PROVISIONAL)
+    assert here or "there is no NVIDIA driver" in found.after.verdict.reason or "TensorRT" in found.after.verdict.reason
+    assert found.lost["options.kept_shapes"] == "gpu/tensorrt has no such option"
+    assert any("optimisation profile 0" in note for note in found.after.plan.notes)
+    assert {(m.before, m.after) for m in found.computed} == {("float32", "float16")}

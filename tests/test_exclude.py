@@ -172,7 +172,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("adapter", "name", "exclude", "kind"), CASES, ids=lambda value: str(value).replace("/", "-"))
+@pytest.mark.parametrize(
+    ("adapter", "name", "exclude", "kind"),
+    [pytest.param(*case, marks=[pytest.mark.long] if n % 2 else []) for n, case in enumerate(CASES)],
+    ids=lambda value: str(value).replace("/", "-"),
+)
 def test_what_is_excluded_runs_elsewhere(
     adapter: str,
     name: str,

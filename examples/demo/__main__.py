@@ -43,8 +43,8 @@ Expected: every fp32 config on the CPU is verified. cpu-mkldnn-no-workarounds sw
 Paddle 3.3 with oneDNN, which corrupts rotary embeddings without a word: the decoder must be refused; ResNet-50 has no
 such embedding and is verified. cpu-mkldnn-repaired adds "repair": true and a fallback: the few nodes to blame are
 searched for and moved to plain Paddle, and all the others stay on oneDNN (column nodes). bf16 is unavailable on a CPU
-without AVX-512; on one with it, verified or refused by its own error (a routed decoder may flip experts). gpu-tensorrt
-waits for its plugin, and it, npu-ascend and npu-qualcomm for their hardware. npu-ascend-simulated is npu/ascend on the
+without AVX-512; on one with it, verified or refused by its own error (a routed decoder may flip experts). gpu-tensorrt,
+npu-ascend and npu-qualcomm wait for their hardware. npu-ascend-simulated is npu/ascend on the
 Paddock simulated NPU: C++ loops in the host's memory behind Paddle's interface for devices. It shows that nodes are
 placed, run and checked there (column nodes; others go to the fallback that the config names), and nothing of an Ascend.
 npu-qualcomm-simulated, where onnxruntime-qnn is installed, runs rotary embeddings on Qualcomm's own backend as it is on
