@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from cuda_at_work import DEVICE, adapter_of, model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.diff import diff
 from paddock.errors import BuildFailed, MemoryRefused, NotAvailable, Unsupported
 from paddock.graph import Graph, Node, Value
@@ -31,11 +34,8 @@ from paddock_onnxruntime.kernels import CPU, CUDA, OPEN_END, Kernel, registry
 from paddock_onnxruntime.named import full_name, index, name
 from pydantic import ValidationError
 
-onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
 
 WHEEL = Installed("onnxruntime-gpu", "1.31.1", Path("/nowhere"), "13.0")
 PLAIN = Installed("onnxruntime", "1.32.0", Path("/nowhere"))

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.config import HardwareConfig
 from paddock.errors import BuildFailed, ModelError, PaddockError, RunFailed, StrictnessError, Unsupported
 from paddock.graph import Range
@@ -25,11 +28,7 @@ from paddock_onnxruntime.operators import Selector
 from paddock_onnxruntime.session import OnnxRuntimeOptions
 from pydantic import ValidationError
 
-onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
-
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
 
 
 def proto(

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.config import HardwareConfig
 from paddock.errors import RunFailed
 from paddock.model import Model
@@ -17,11 +20,8 @@ from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan, Ses
 from paddock_onnxruntime.adapter import CpuOnnxRuntime
 from paddock_onnxruntime.session import OnnxRuntimeOptions
 
-onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper as h
 from paddock.config import HardwareConfig
 from paddock.defects import load
 from paddock.model import Model
@@ -20,10 +22,8 @@ from paddock.spi import ResolvedConfig
 from paddock_onnxruntime.adapter import CpuOnnxRuntime
 from paddock_onnxruntime.session import OnnxRuntimeOptions
 
-onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from onnx import helper as h  # noqa: E402
 
 rng = np.random.default_rng(0)
 RIGHT = 1e-5

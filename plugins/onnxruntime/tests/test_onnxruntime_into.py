@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import paddock_onnxruntime.session
 import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.config import HardwareConfig
 from paddock.errors import OtherShape, RunFailed, UsageError
 from paddock.model import Model
@@ -19,11 +22,8 @@ from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan, Ses
 from paddock_onnxruntime.adapter import CpuOnnxRuntime
 from paddock_onnxruntime.session import OnnxRuntimeOptions, OnnxRuntimeSession
 
-onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 info = h.make_tensor_value_info

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.config import HardwareConfig
 from paddock.errors import BuildFailed, ConfigError, ModelError, RunFailed, StrictnessError, Unsupported, UsageError
 from paddock.graph import Range
@@ -23,11 +26,6 @@ from paddock_openvino.adapter import CpuOpenVino, CpuOptions, GpuOpenVino, NpuOp
 from paddock_openvino.integers import INTEGERS, SOURCE
 from paddock_openvino.sdk import core
 from pydantic import ValidationError
-
-onnx = pytest.importorskip("onnx")
-
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
 
 HAS_BF16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 BATCH = {"N": Range(1, 4, 8)}

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.config import HardwareConfig
 from paddock.errors import BuildFailed, RunFailed, UsageError
 from paddock.graph import Range
@@ -18,11 +21,6 @@ from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan, Ses
 from paddock_openvino.adapter import CpuOpenVino, CpuOptions
 from paddock_openvino.sdk import core
 from paddock_openvino.session import OpenVinoSession
-
-onnx = pytest.importorskip("onnx")
-
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
+from onnx.reference import ReferenceEvaluator
 from paddock.config import HardwareConfig
 from paddock.defects import load
 from paddock.model import Model
@@ -20,12 +24,6 @@ from paddock.plan import Precision, PrecisionPlan, Segment
 from paddock.spi import Context, ResolvedConfig, SegmentMemory, SegmentPlan
 from paddock_openvino.adapter import CpuOpenVino, CpuOptions
 from paddock_openvino.sdk import core
-
-onnx = pytest.importorskip("onnx")
-
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
-from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 rng = np.random.default_rng(0)
 RIGHT = 1e-5

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from paddock.child import Children
 from paddock.compile import build
 from paddock.footprint import largest, measure
 from paddock.prepare import prepare
 
-onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")
-
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 
 def network(path: Path) -> Path:

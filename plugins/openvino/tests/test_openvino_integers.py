@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.config import HardwareConfig
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
 from paddock.plan import Answer, Verdict
 from paddock.spi import Context, ResolvedConfig
 from paddock_openvino.adapter import CpuOpenVino, CpuOptions
-
-onnx = pytest.importorskip("onnx")
-
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
 
 ADAPTER = CpuOpenVino(
     ResolvedConfig(HardwareConfig.load({"hardware": "cpu", "backend": "openvino"}), CpuOptions(), 1), None

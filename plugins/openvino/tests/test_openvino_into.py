@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import paddock_openvino.adapter
 import paddock_openvino.session
 import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.config import HardwareConfig
 from paddock.errors import RunFailed, UsageError
 from paddock.model import Model
@@ -23,11 +26,8 @@ from paddock_openvino.adapter import CpuOpenVino, CpuOptions
 from paddock_openvino.sdk import core
 from paddock_openvino.session import OpenVinoSession
 
-onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")
 
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
 
 Feeds = Mapping[str, np.ndarray[Any, Any]]
 info = h.make_tensor_value_info

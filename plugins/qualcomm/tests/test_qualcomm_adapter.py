@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.child import Child
 from paddock.errors import BuildFailed, ConfigError, PaddockError, StrictnessError, Unsupported
 from paddock.host import ChildHost
@@ -18,13 +21,10 @@ from paddock_qualcomm.adapter import NpuQualcomm
 from paddock_qualcomm.named import named, source
 from paddock_qualcomm.sdk import SIMULATED
 
-onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed")
 
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
-from qualcomm_at_work import (  # noqa: E402
+from qualcomm_at_work import (
     DEVICE,
     adapter_of,
     closed,
@@ -34,7 +34,7 @@ from qualcomm_at_work import (  # noqa: E402
     into,
     verdicts,
 )
-from qualcomm_models import conv_net, encoder, model_of, proto, reference  # noqa: E402
+from qualcomm_models import conv_net, encoder, model_of, proto, reference
 
 
 class Loaded:

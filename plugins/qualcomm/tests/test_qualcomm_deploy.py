@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.child import Children
 from paddock.deployment import deploy
 from paddock.errors import NotAvailable
 from paddock.registry import Registry
 
-onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed")
 pytest.importorskip("paddock.ward", reason="this version cannot give an adapter a process of its own")
 
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
-from qualcomm_models import conv_net, encoder, proto, reference  # noqa: E402
+from qualcomm_models import conv_net, encoder, proto, reference
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from paddock.errors import BuildFailed
 
-onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("ml_dtypes")
 
-from paddock_qualcomm.quantizer import QualcommQuantizer  # noqa: E402
-from qualcomm_models import conv_net, encoder, model_of, reference  # noqa: E402
+from paddock_qualcomm.quantizer import QualcommQuantizer
+from qualcomm_models import conv_net, encoder, model_of, reference
 
 
 def samples(content: Any, count: int = 8) -> list[dict[str, Any]]:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
 from paddock.config import HardwareConfig
 from paddock.defects import load
 from paddock.plan import Answer, Precision
@@ -18,12 +21,7 @@ from paddock_onnxruntime.named import index, name
 from paddock_qualcomm.adapter import INSTALL, NpuQualcomm, QualcommOptions
 from paddock_qualcomm.named import Singles, named
 from paddock_qualcomm.wrong import wrong
-
-onnx = pytest.importorskip("onnx")
-
-from onnx import TensorProto as T  # noqa: E402
-from onnx import helper as h  # noqa: E402
-from qualcomm_models import conv_net, model_of, proto  # noqa: E402
+from qualcomm_models import conv_net, model_of, proto
 
 VERSIONS = {"onnxruntime-qnn": "2.7.0"}
 

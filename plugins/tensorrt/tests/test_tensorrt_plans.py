@@ -100,7 +100,6 @@ def test_probing_imports_nothing() -> None:
 
 
 def test_where_there_is_no_device_the_parsers_list_answers(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
     nodes = [
         h.make_node("Relu", ["x"], ["r"]),
         h.make_node("Det", ["r"], ["d"]),
@@ -113,7 +112,6 @@ def test_where_there_is_no_device_the_parsers_list_answers(tmp_path: Path) -> No
 
 
 def test_the_bodies_of_control_flow_are_looked_at(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
     port = h.make_tensor_value_info("o", T.FLOAT, None)
     body = h.make_graph([h.make_node("Det", ["x"], ["o"])], "body", [], [port])
     node = h.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
@@ -125,7 +123,6 @@ def test_the_bodies_of_control_flow_are_looked_at(tmp_path: Path) -> None:
 
 
 def test_a_parser_that_says_nothing_is_no_yes(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
     graph = model_of(net(tmp_path / "net.onnx", 4)).graph
     assert {v.answer for v in verdicts(graph, Asked(False))} == {Answer.NO}
     assert {v.answer for v in verdicts(graph, Asked(True))} == {Answer.YES}
@@ -199,7 +196,6 @@ def test_profiles_admit_just_what_the_graph_admits(data: st.DataObject) -> None:
 
 
 def test_the_configs_shapes_come_out_as_profiles(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
     config = config_of(batch_size=64, shapes={"x": {"min": [1, 16], "opt": [8, 16], "max": [64, 16]}})
     notes = adapter_of(config, None).notes(model_of(net(tmp_path / "net.onnx"), config))
     assert notes == ["optimisation profile 0: x 1x16 .. 64x16 (best at 8x16)"]
@@ -275,7 +271,6 @@ def test_the_bar_grows_with_nested_phases() -> None:
 
 
 def test_a_plan_without_a_gpu_is_shown_and_refused(tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
     if GpuTensorRt.probe().verdict.usable:
         pytest.skip("TensorRT is here")
     config = '{"hardware": "gpu", "backend": "tensorrt", "precision": "fp16", "batch_size": 64}'
