@@ -69,7 +69,7 @@ class _Layout:
 class _Attendant:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._turn = 0
+        self._received = 0
         self._layouts: dict[int, _Layout | Exception] = {}
         self._shared: Shared | None = None
         self._session: Session | None = None
@@ -78,7 +78,7 @@ class _Attendant:
     def receive(self) -> wire.Message:
         """The next message; they are counted from the one that loads, so that answers say to which they belong."""
         message = wire.receive(self._connection)
-        self._turn = 1 if message[0] == wire.LOAD else wire.following(self._turn)
+        self._received = 1 if message[0] == wire.LOAD else wire.following(self._received)
         return message
 
     def answer(self, kind: int, number: int, payload: bytes) -> None:
@@ -114,6 +114,7 @@ class _Attendant:
             raise BuildFailed(f"load() returned a {type(session).__name__}, not a Session")
         self._session = session
         self._writes = getattr(session.run_into, "__func__", None) is not Session.run_into
+        wire.report_crashes(self._connection)
         self._send(wire.DONE)
 
     def _define(self, number: int, payload: bytes) -> None:
@@ -201,7 +202,7 @@ class _Attendant:
             self._layouts.clear()
 
     def _send(self, kind: int, payload: bytes = b"") -> None:
-        wire.send(self._connection, kind, self._turn, payload)
+        wire.send(self._connection, kind, self._received, payload)
 
 
 def _is_exhausted(error: Exception) -> bool:

@@ -84,7 +84,7 @@ class Line:
         self._shared = shared
         self._seconds = seconds
         self._layouts: dict[Any, _Layout] = {}
-        self._turn = 0
+        self._sent = 0
 
     def load(self, load: Callable[[], Session], seconds: float) -> None:
         """Has it load its session; raises what that raises, `Gone` and `Untouched`."""
@@ -186,7 +186,7 @@ class Line:
         return answer
 
     def _send(self, kind: int, number: int, payload: bytes) -> None:
-        self._turn = wire.following(self._turn)
+        self._sent = wire.following(self._sent)
         try:
             wire.send(self.process.socket, kind, number, payload)
         except OSError as error:
@@ -197,10 +197,12 @@ class Line:
         begun = False
         while True:
             try:
-                kind, turn, payload = wire.receive(self.process.socket)
+                kind, number, payload = wire.receive(self.process.socket)
+            except wire.Crashed as crashed:
+                raise self._crashed(str(crashed), begun) from None
             except (OSError, EOFError) as error:
                 raise self._lost(error, begun) from None
-            if turn != self._turn:
+            if number != self._sent:
                 self.process.end(kill=True)
                 self.fate = "the process answered another request than it was asked, and was ended"
                 raise Gone(self.fate)
@@ -227,6 +229,12 @@ class Line:
         self.fate = self.process.post_mortem()
         # A connection is reset, and not just at its end, where what was sent was never read.
         untouched = isinstance(error, (BrokenPipeError, ConnectionResetError)) and not begun
+        return Untouched(self.fate) if untouched else Gone(self.fate)
+
+    def _crashed(self, signal_name: str, begun: bool) -> Exception:
+        """The same where it told of its crash itself: whoever waits is told before it is over."""
+        untouched = self.process.has_unread() and not begun
+        self.fate = self.process.dying(f"crashed with {signal_name}")
         return Untouched(self.fate) if untouched else Gone(self.fate)
 
     def _opened(self, answer: tuple[int, bytes]) -> Any:

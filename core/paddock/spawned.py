@@ -6,6 +6,7 @@ is started here ends with this process, whatever it is doing then: the kernel en
 
 from __future__ import annotations
 
+import array
 import contextlib
 import fcntl
 import os
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Mapping
@@ -109,10 +111,23 @@ class Spawned:
         code = self.process.wait() if over else None
         with self._lock:
             if self._told is None:
-                self._told = _told(code, self._words())
+                self._told = _told(_how(code), self._words())
             told = self._told
         self.end(kill=True)
         return told
+
+    def dying(self, how: str) -> str:
+        """What is told of one that said itself how it ends, with its last words; it is killed, and not waited for."""
+        self.kill()
+        with self._lock:
+            self._told = self._told or _told(how, self._words())
+            return self._told
+
+    def has_unread(self) -> bool:
+        """Whether it has not yet read all that was sent to it."""
+        unread = array.array("i", [0])
+        fcntl.ioctl(self.socket, termios.TIOCOUTQ, unread)
+        return bool(unread[0])
 
     def trim(self) -> None:
         """Cuts off all but the end of what it printed, where that has become long: it may live for months."""
@@ -170,13 +185,13 @@ def _end_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _told(code: int | None, words: list[str]) -> str:
+def _how(code: int | None) -> str:
     if code is None:
-        how = "closed its connection"
-    elif code < 0:
-        how = f"crashed with {_signal_name(-code)}"
-    else:
-        how = f"ended with status {code}"
+        return "closed its connection"
+    return f"crashed with {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+
+
+def _told(how: str, words: list[str]) -> str:
     return f"the process {how}" + (f"; its last words: {' | '.join(words)}" if words else "")
 
 

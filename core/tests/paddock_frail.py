@@ -173,6 +173,22 @@ class Accompanied(Doubling):
         return Observed({"process": os.getpid(), "helpers": [self._helper.pid, self._fork]}, nodes=1)
 
 
+class Dying(Doubling):
+    """Takes its time to crash, by a handler of its own as SDKs install them; has a fork that crashes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        library = ctypes.CDLL(None)
+        library.signal(signal.SIGSEGV, ctypes.cast(library.sleep, ctypes.c_void_p))  # that many seconds: 11
+
+    def observed(self) -> Observed:
+        """How a fork of it ended."""
+        fork = os.fork()
+        if not fork:
+            os.abort()
+        return Observed({"process": os.getpid(), "fork": os.waitpid(fork, 0)[1]}, nodes=1)
+
+
 class Stubborn(Doubling):
     """Fails while it is closed."""
 

@@ -201,7 +201,8 @@ def test_a_loss_is_told_and_the_next_request_is_answered(doubling: Ward, mark: i
     pid = doubling.observed().settings["process"]
     with pytest.raises(ChildLost, match=f"testing: the process {LOST[mark]}") as caught:
         doubling.run(marked(mark))
-    assert caught.value.remedy and gone(pid)
+    assert caught.value.remedy
+    wait_until(lambda: gone(pid), "it has ended")
     doubles(doubling)
     assert doubling.observed().settings["process"] != pid
 

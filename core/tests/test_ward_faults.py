@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import paddock_calls as calls
 import paddock_frail as frail
 import pytest
-from paddock import ward
+from paddock import ward, wire
 from paddock.child import call_in_child
 from paddock.errors import ChildFailed, ChildLost, RunFailed
 from paddock.guard import Guard
@@ -82,7 +86,7 @@ def test_an_answer_to_another_request_is_no_answer() -> None:
         line = session._keeper.line
         assert line is not None
         doubles(session)
-        line._turn += 1
+        line._sent += 1
         with pytest.raises(ChildLost, match="answered another request"):
             session.run(marked(1.0))
         doubles(session)
@@ -107,6 +111,47 @@ def test_a_crash_is_noticed_though_helpers_hold_the_connection(when: str) -> Non
     finally:
         session.close()
     wait_until(lambda: all(map(gone, helpers)), "the next one's as well")
+
+
+@pytest.fixture
+def dying() -> Iterator[Ward]:
+    session = made(frail.Dying, seconds=4.0)  # dying takes 11 s
+    yield session
+    session.close()
+
+
+def test_a_crash_is_told_before_it_is_over(dying: Ward) -> None:
+    with pytest.raises(ChildLost, match="crashed with SIGSEGV"):
+        dying.run(marked(frail.SEGFAULT))
+    wait_until(lambda: dying._keeper.line, "it is back")
+    doubles(dying)
+
+
+def test_a_request_that_comes_while_it_crashes_was_not_in_it(dying: Ward) -> None:
+    os.kill(process(dying), signal.SIGSEGV)
+    time.sleep(0.5)
+    doubles(dying)
+
+
+def test_a_fork_that_crashes_is_not_the_process(dying: Ward) -> None:
+    told = dying.observed().settings
+    assert told["fork"] == signal.SIGABRT
+    doubles(dying)
+    assert process(dying) == told["process"]
+
+
+@pytest.mark.parametrize("fatal", ["SIGSEGV", "SIGFPE", "SIGABRT", "SIGBUS", "SIGILL"])
+def test_a_report_of_a_crash_names_the_signal(fatal: str) -> None:
+    ours, theirs = socket.socketpair()
+    code = (
+        "import os, signal, socket; from paddock import wire;"
+        f"wire.report_crashes(socket.socket(fileno={theirs.fileno()})); os.kill(os.getpid(), signal.{fatal})"
+    )
+    with ours, theirs:
+        subprocess.run([sys.executable, "-c", code], pass_fds=(theirs.fileno(),), stderr=subprocess.DEVNULL)
+        theirs.close()
+        with pytest.raises(wire.Crashed, match=f"^{fatal}$"):
+            wire.receive(ours)
 
 
 def test_a_call_in_a_child_ends_though_a_helper_holds_the_connection() -> None:
