@@ -20,6 +20,9 @@ GPU_PROJECTS := core plugins/reference plugins/paddle plugins/onnxruntime $(wild
 GPU_DOWNLOAD := 1.5 GB
 GPU_DISK     := 4 GB
 
+# Tests and the demo start hundreds of interpreters: each would compile all of the core again where this is set.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test long lint bench precision memory isolation auto nodes light conformance schema test-gpu bench-gpu clean
 .DELETE_ON_ERROR:
 
