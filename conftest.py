@@ -1,10 +1,17 @@
-"""What holds for all tests: those that need a GPU are skipped where there is none, with what is missing."""
+"""What holds for all tests: Ctrl-C works; those that need a GPU are skipped without one, with what is missing."""
 
 from __future__ import annotations
 
+import signal
 from functools import cache
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Has Ctrl-C work where a shell that runs this in the background had it ignored: tests of it would never end."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
