@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from paddock.errors import BuildFailed, ConfigError, MemoryRefused, NotAvailable, Unsupported
+from paddock.graph import Graph
 from paddock.model import Model
 from paddock.plan import Answer, Precision, PrecisionPlan, Verdict
 from paddock.planning.memory import readable
@@ -41,9 +42,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from paddock_tensorrt import build, cuda, engine, footprint, layers, present
 from paddock_tensorrt.engine import Loaded
-from paddock_tensorrt.operators import Asked, ask, listed, stated, verdicts
-from paddock_tensorrt.profiles import Profile, profiles, unbounded
-from paddock_tensorrt.sdk import said, tensorrt
+from paddock_tensorrt.operators import ask, listed, stated, verdicts, without_profile
+from paddock_tensorrt.profiles import Profile, profiles
+from paddock_tensorrt.sdk import said, trt
 from paddock_tensorrt.session import TensorRtSession
 
 QUANTIZATION = "pip install paddock-tensorrt[quantization]"
@@ -114,7 +115,7 @@ class GpuTensorRt(Adapter):
             return Devices(Verdict.no("CUDA lists no device here", "cudaGetDeviceCount"))
         runtime, driver = cuda.versions()
         facts = {
-            "TensorRT": str(tensorrt().__version__),
+            "TensorRT": trt.__version__,
             "CUDA runtime": runtime,
             "CUDA of the driver": driver,
             "compute capabilities": [f"{gpu.capability[0]}.{gpu.capability[1]}" for gpu in gpus],
@@ -125,16 +126,19 @@ class GpuTensorRt(Adapter):
 
     def select_operators(self, model: Model, context: Context) -> Selection:
         """A verdict for each node from TensorRT's ONNX parser; from its list of operators where there is no device."""
-        if self.device is None:
-            return Selection(listed(model.graph))
         graph = model.graph
-        answer = Asked(False)
-        if not unbounded(graph):
-            cuda.use(self.device.index)
-            heard = said()
-            path = model.files["model"]
-            parser = build.Network(heard).parser
-            answer = ask(parser, build.content_of(stated(path, graph)), path, heard)
+        refused = without_profile(graph)
+        if refused is not None:
+            return Selection(refused)
+        if self._options.cuda_graph:
+            self._check_graph(profiles(graph))
+        if self.device is None:
+            return Selection(listed(graph))
+        cuda.use(self.device.index)
+        heard = said()
+        path = model.files["model"]
+        parser = build.Network(heard).parser
+        answer = ask(parser, build.content_of(stated(path, graph)), path, heard)
         return Selection(verdicts(graph, answer))
 
     def notes(self, model: Model) -> Sequence[str]:
@@ -150,6 +154,7 @@ class GpuTensorRt(Adapter):
         Raises:
             Unsupported: The parser refuses nodes.
             BuildFailed: An input is without bounds, or TensorRT finds no way to run the network.
+            ConfigError: Runs are to be one CUDA graph, and shapes are open.
             MemoryRefused: Building takes more memory than there is, or the engine takes more than memory.limit.
         """
         refused = [i for i, verdict in enumerate(plan.verdicts) if verdict.answer is Answer.NO]
@@ -159,11 +164,12 @@ class GpuTensorRt(Adapter):
         request = build.Request(
             content=build.content_of(stated(path, graph)),
             path=path,
-            profiles=profiles(graph),
+            profiles=self._check_graph(profiles(graph)),
             tf32=self._options.tf32,
             optimization_level=self._options.optimization_level,
             workspace=self._workspace,
             timing=context.cache / f"timing-{hashlib.sha256(self._gpu.encode()).hexdigest()[:16]}.cache",
+            readers=_readers(graph),
         )
         cuda.use(self._index)
         context.progress(f"TensorRT: building for {self._gpu}")
@@ -181,7 +187,7 @@ class GpuTensorRt(Adapter):
             outputs=tuple(value.name for value in graph.output_values),
             bounds=dict(graph.bounds),
             facts={
-                "tensorrt": str(tensorrt().__version__),
+                "tensorrt": trt.__version__,
                 "gpu": self._gpu,
                 "profiles": [_plain(profile.inputs) for profile in request.profiles],
                 "layers": counts,
@@ -255,6 +261,15 @@ class GpuTensorRt(Adapter):
         limit = self.config.config.memory.limit
         return None if limit is None else max(MIB, limit // _SHARE)
 
+    def _check_graph(self, stated: tuple[Profile, ...]) -> tuple[Profile, ...]:
+        """The profiles; raises `ConfigError` where there are any, and runs are to be one CUDA graph."""
+        if stated and self._options.cuda_graph:
+            raise ConfigError(
+                f"a CUDA graph needs shapes that are all fixed, and these are open: {stated[0]}",
+                where="$.options.cuda_graph", remedy="fix them in shapes and batch_size, or leave cuda_graph out",
+            )  # fmt: skip
+        return stated
+
     def _check_memory(self, loaded: Loaded, plan: SegmentPlan) -> None:
         """Raises `MemoryRefused` where the engine takes more than the limit, which is known exactly now."""
         limit, instances = self.config.config.memory.limit, self.config.config.instances
@@ -299,6 +314,16 @@ def _device(gpu: cuda.Gpu) -> Device:
             reason = f"compute capability is {capability}, and {precision} needs {needed}"
             found[precision] = Verdict.no(reason, "TensorRT's support matrix")
     return Device(gpu.index, name, found, gpu.memory, "gpu")
+
+
+def _readers(graph: Graph) -> dict[str, list[int]]:
+    """The nodes that read each input, by its name."""
+    found: dict[str, list[int]] = {value.name: [] for value in graph.input_values}
+    for node in graph.nodes:
+        for index in dict.fromkeys((*node.inputs, *node.captures)):
+            if index is not None and index in graph.inputs:
+                found[graph.values[index].name].append(node.index)
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from paddock.errors import BuildFailed, MemoryRefused, Unsupported
+from paddock.planning.memory import readable
 
 from paddock_tensorrt.operators import parser_errors
 from paddock_tensorrt.profiles import Profile
 from paddock_tensorrt.progress import Bar, monitor
-from paddock_tensorrt.sdk import Said, content, made, trt
-
-_NO_MEMORY = ("out of memory", "outofmemory", "insufficient memory", "cudaerrormemoryallocation")
-"""What TensorRT's log says where a build takes more of the device's memory than there is."""
+from paddock_tensorrt.sdk import Said, content, is_no_memory, made, trt
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,8 @@ class Request:
     """What to build.
 
     `content` is the model, its external data beside `path`; `workspace` bounds the scratch of any one layer, in bytes;
-    `timing` is the file in which timings of kernels are kept for later builds on the same device.
+    `timing` is the file in which timings of kernels are kept for later builds on the same device; `readers` are the
+    nodes that read each input, by its name.
     """
 
     content: bytes
@@ -34,6 +33,7 @@ class Request:
     optimization_level: int | None = None
     workspace: int | None = None
     timing: Path | None = None
+    readers: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def build(request: Request, heard: Said, tell: Callable[[str], None]) -> tuple[b
     """The engine for the device of this thread, and what was settled.
 
     Raises:
-        Unsupported: The parser does not take the model; with the nodes that it names.
-        BuildFailed: A shape tensor is fed, a profile does not fit, or TensorRT finds no way to run the network.
+        Unsupported: The parser does not take the model, with the nodes that it names; or numbers that are fed decide
+            shapes, with the nodes that read them.
+        BuildFailed: A profile does not fit, or TensorRT finds no way to run the network.
         MemoryRefused: The device has not the memory that building takes.
     """
     made_of = Network(heard)
@@ -83,20 +84,18 @@ def build(request: Request, heard: Said, tell: Callable[[str], None]) -> tuple[b
     config = made("builder configuration", builder.create_builder_config, heard)
     _configure(config, request)
     for profile in request.profiles:
-        config.add_optimization_profile(_stated(builder, network, profile, heard))
-    _check_inputs(network)
+        if config.add_optimization_profile(_stated(builder, network, profile, heard)) < 0:
+            raise BuildFailed(f"TensorRT refuses the profile {profile}: {heard.why()}")
+    _check_inputs(network, request.readers)
     timings = _kept_timings(config, request.timing, heard)
     bar = Bar(tell)
     config.progress_monitor = monitor(bar)
     serialized = builder.build_serialized_network(network, config)
+    if bar.failed is not None:
+        raise bar.failed
     if serialized is None:
-        why = heard.why()
-        if any(words in why.lower() for words in _NO_MEMORY):
-            raise MemoryRefused(
-                f"TensorRT has not the memory to build: {why}",
-                remedy="free memory of the device, lower options.workspace_mib, or the shapes' largest extents",
-            )
-        raise BuildFailed(f"TensorRT finds no way to run the network: {why}")
+        raise _not_built(heard.why(), request.workspace)
+    heard.forget()
     if request.timing is not None:
         _keep_timings(config, request.timing)
     settled = Settled(
@@ -140,14 +139,28 @@ def _stated(
     return made_of
 
 
-def _check_inputs(network: trt.INetworkDefinition) -> None:
+def _not_built(why: str, workspace: int | None) -> BuildFailed | MemoryRefused:
+    if is_no_memory(why):
+        return MemoryRefused(
+            f"TensorRT has not the memory to build: {why}",
+            remedy="free memory of the device, lower options.workspace_mib, or the shapes' largest extents",
+        )
+    # "Could not find any implementation" is, more often than not, too little workspace for each that there is.
+    bound = "" if workspace is None else f"; the scratch of a layer was bounded to {readable(workspace)}"
+    return BuildFailed(
+        f"TensorRT finds no way to run the network: {why}{bound}",
+        remedy="raise options.workspace_mib, or memory.limit, a part of which it is by default" if bound else None,
+    )
+
+
+def _check_inputs(network: trt.INetworkDefinition, readers: Mapping[str, Sequence[int]]) -> None:
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:
-            raise BuildFailed(
+            raise Unsupported(
+                readers.get(tensor.name, ()),
                 f"the numbers of the input {tensor.name!r} decide shapes: TensorRT would need a profile of its values, "
-                "and a config states none",
-                remedy="make it a constant of the model, or run it on another adapter",
+                "and a config states none; make it a constant of the model, or run what reads it on another adapter",
             )
 
 

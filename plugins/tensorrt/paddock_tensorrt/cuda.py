@@ -6,6 +6,8 @@ device a call is about depends on the thread: whoever comes from another one cal
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,10 @@ from paddock.errors import MemoryRefused, NotAvailable, RunFailed
 
 if TYPE_CHECKING:
     import numpy as np
+
+ALIGNMENT = 256
+"""Of every address that TensorRT is given, in bytes: NvInferRuntime.h on setTensorAddress. CUDA allocates so."""
+_log = logging.getLogger("paddock.tensorrt")
 
 
 @cache
@@ -84,6 +90,17 @@ class Stream:
         """Returns when all that was put into it is done; raises `RunFailed` where any of it failed."""
         _checked(runtime().cudaStreamSynchronize(self.handle))
 
+    def follow_default(self) -> None:
+        """What is put into it from now on comes behind what is in the device's default stream, and in all that wait
+        for that one."""
+        cuda = runtime()
+        event = _checked(cuda.cudaEventCreateWithFlags(cuda.cudaEventDisableTiming))
+        try:
+            _checked(cuda.cudaEventRecord(event, cuda.cudaStreamLegacy))
+            _checked(cuda.cudaStreamWaitEvent(self.handle, event, 0))
+        finally:
+            cuda.cudaEventDestroy(event)  # it is gone when it has come to pass
+
     def close(self) -> None:
         """Gives it back; twice is fine."""
         self._end()
@@ -107,32 +124,52 @@ class Memory:
 
 
 class Pinned:
-    """Bytes of the host's memory whose pages stay: copies to and from the device need no stop in between."""
+    """Bytes of the host's memory whose pages stay: copies to and from the device need no stop in between.
+
+    They are zeros. Where the host lets no pages stay (a limit on them, some containers and virtual machines), it is
+    memory like any other, at an address as TensorRT wants it: copies are then slower, and just as right.
+    """
 
     def __init__(self, nbytes: int) -> None:
         import numpy as np
 
         cuda = runtime()
-        self.array: np.ndarray[Any, Any] = np.zeros(max(1, nbytes), np.uint8)
-        self.address: int = self.array.ctypes.data
-        _checked(cuda.cudaHostRegister(self.address, self.array.nbytes, cuda.cudaHostRegisterDefault))
-        self._end = weakref.finalize(self, _unpin, self.address, self.array)
+        self.nbytes = max(1, nbytes)
+        status, address = cuda.cudaHostAlloc(self.nbytes, cuda.cudaHostAllocDefault)
+        self.array: np.ndarray[Any, Any]
+        self._end: weakref.finalize[..., Any] | None = None
+        if status in _unpinnable():
+            _log.warning("the host's memory is not pinned, so that copies take longer: %s", _told(status))
+            whole: np.ndarray[Any, Any] = np.zeros(self.nbytes + ALIGNMENT, np.uint8)
+            start = -whole.ctypes.data % ALIGNMENT
+            self.array = whole[start : start + self.nbytes]
+            self.address = int(self.array.ctypes.data)
+        else:
+            self.address = int(_checked((status, address)))
+            self._end = weakref.finalize(self, cuda.cudaFreeHost, self.address)
+            self.array = np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(self.address))
+            self.array[...] = 0
 
     def of(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-        """The front of it as an array."""
+        """The front of it as an array, which is of no use once this is closed."""
         count = dtype.itemsize
         for extent in shape:
             count *= extent
         return self.array[:count].view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """Lets the pages go; twice is fine."""
-        self._end()
+        """Gives them back; twice is fine."""
+        if self._end is not None:
+            self._end()
 
 
-def _unpin(address: int, array: np.ndarray[Any, Any]) -> None:
-    # `array` is here so that it lives until its pages are let go.
-    runtime().cudaHostUnregister(address)
+def _unpinnable() -> tuple[Any, ...]:
+    """What a host answers that lets no more pages stay, or none at all."""
+    kinds = runtime().cudaError_t
+    return (
+        kinds.cudaErrorMemoryAllocation, kinds.cudaErrorNotSupported, kinds.cudaErrorNotPermitted,
+        kinds.cudaErrorOperatingSystem,
+    )  # fmt: skip
 
 
 def copy_in(to: int, source: int, nbytes: int, stream: Stream) -> None:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from paddock.errors import BuildFailed, MemoryRefused
 
 from paddock_tensorrt.profiles import Profile
-from paddock_tensorrt.sdk import Said, extents, made, trt
+from paddock_tensorrt.sdk import Said, extents, is_no_memory, made, trt
 
 if TYPE_CHECKING:
     import numpy as np
 
-_NO_MEMORY = ("out of memory", "outofmemory", "memory allocation", "allocation failed")
 _STRANGE = ("incompatible device", "different gpu", "compute capability", "not compatible", "version tag", "magic tag")
 """What TensorRT's log says of an engine that was built elsewhere, or by another TensorRT."""
 
@@ -116,7 +115,7 @@ def _port(engine: trt.ICudaEngine, name: str) -> Port:
 
 def _not_loaded(why: str) -> BuildFailed | MemoryRefused:
     said = why.lower()
-    if any(words in said for words in _NO_MEMORY):
+    if is_no_memory(why):
         remedy = "free memory of the device, or lower instances"
         return MemoryRefused(f"the device has not the memory for the engine: {why}", remedy=remedy)
     elsewhere = any(words in said for words in _STRANGE)

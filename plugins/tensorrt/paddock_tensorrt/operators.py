@@ -45,6 +45,15 @@ OPERATORS = frozenset(
 """Of ONNX's own domain."""
 
 
+def without_profile(graph: Graph) -> tuple[Verdict, ...] | None:
+    """No for every node of a model that can be given no profile; None where it can, and the nodes decide."""
+    loose = unbounded(graph)
+    if not loose:
+        return None
+    reason = f"TensorRT needs a profile, stated ranges of extents, for {'; '.join(loose)}: state shapes or batch_size"
+    return (Verdict.no(reason, "TensorRT's optimisation profiles"),) * len(graph.nodes)
+
+
 def listed(graph: Graph) -> tuple[Verdict, ...]:
     """One verdict for each node where there is no device to ask on: no for what the parser's list does not have."""
     rest = Verdict.provisional("listed; whether it takes this one, only the parser tells, on a device", LISTED)
@@ -93,30 +102,28 @@ def parser_errors(parser: trt.OnnxParser) -> list[tuple[int, str]]:
 def verdicts(graph: Graph, answer: Asked) -> tuple[Verdict, ...]:
     """One verdict for each node by the parser's answer.
 
-    It stops building at its first error that is not in the operator itself, so that what comes behind is left open
-    ("provisional"): Paddock asks again about exactly the part that is left.
+    As soon as it refuses anything, it says of none of the rest that it takes it, and may not have looked at what comes
+    behind. So the rest is left open ("provisional"): Paddock asks again about exactly the part that is left. What reads
+    an input that it refuses is in none of its subgraphs, and its error is of no node.
     """
-    loose = unbounded(graph)
-    if loose:
-        reason = f"TensorRT needs a profile, stated ranges of extents, for {'; '.join(loose)}: state shapes"
-        return (Verdict.no(reason, "TensorRT's optimisation profiles"),) * len(graph.nodes)
     count = len(graph.nodes)
-    general = next((why for node, why in answer.errors if not 0 <= node < count), "")
-    if general and not answer.whole:
-        return (Verdict.no(f"the model as a whole: {general}", PARSER),) * count
     wrong = {node: why for node, why in reversed(answer.errors) if 0 <= node < count}
     taken = {node: supported for nodes, supported in answer.subgraphs for node in nodes}
-    return tuple(at_border(node, graph) or _verdict(node, answer, wrong, taken) for node in graph.nodes)
+    general = next((why for node, why in answer.errors if not 0 <= node < count), "")
+    if general and not wrong and len(taken) == count:  # it is about no input, but all
+        taken = {}
+    return tuple(at_border(node, graph) or _verdict(node, answer, wrong, taken, general) for node in graph.nodes)
 
 
-def _verdict(node: Node, answer: Asked, wrong: dict[int, str], taken: dict[int, bool]) -> Verdict:
+def _verdict(node: Node, answer: Asked, wrong: dict[int, str], taken: dict[int, bool], general: str) -> Verdict:
     if node.index in wrong:
         return Verdict.no(wrong[node.index], PARSER)
     if answer.whole or taken.get(node.index):
         return Verdict.yes("", PARSER)
     if node.index in taken:
-        return Verdict.provisional("the parser stopped at another node before it", PARSER)
-    return Verdict.no("the parser leaves it out of every subgraph that it takes", PARSER)
+        return Verdict.provisional("the parser refuses other parts of the model, and leaves this one open", PARSER)
+    reason = "the parser leaves it out of every subgraph that it names"
+    return Verdict.no(f"{reason}: {general}" if general else reason, PARSER)
 
 
 def at_border(node: Node, graph: Graph) -> Verdict | None:

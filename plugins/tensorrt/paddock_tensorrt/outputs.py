@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from paddock.errors import PaddockError, RunFailed
+from paddock.errors import RunFailed
 
-from paddock_tensorrt import cuda
+from paddock_tensorrt.pool import Lent
 from paddock_tensorrt.sdk import extents, trt
 
 
 class OpenOutput:
-    """The memory of one such output, which grows; and its shape in the last run."""
+    """The memory of one such output, which grows; and its shape in the last run.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: The output's.
+        make: Gives memory of at least so many bytes.
+    """
+
+    def __init__(self, name: str, make: Callable[[int], Lent]) -> None:
         self._name = name
-        self._memory: cuda.Memory | None = None
+        self._make = make
+        self._memory: Lent | None = None
         self._shape: tuple[int, ...] | None = None
-        self._failed: PaddockError | None = None
         self._allocator: trt.IOutputAllocator | None = None
+        self.failed: BaseException | None = None
+        """Why TensorRT was given no memory in this run: nothing can be raised through it."""
 
     @property
     def allocator(self) -> trt.IOutputAllocator:
@@ -27,15 +35,23 @@ class OpenOutput:
             self._allocator = _allocator(self)
         return self._allocator
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its memory now."""
+        return 0 if self._memory is None else self._memory.nbytes
+
+    def begin(self) -> None:
+        """A run begins, of which nothing is told yet."""
+        self._shape = self.failed = None
+
     def take(self, nbytes: int) -> int:
-        """Memory of at least so many bytes; 0, which fails the run, where the device has not so many."""
-        self._failed = None
+        """Memory of at least so many bytes; 0, which fails the run, where there is none."""
         if self._memory is None or self._memory.nbytes < nbytes:
             self.close()
             try:
-                self._memory = cuda.Memory(nbytes)
-            except PaddockError as error:  # TensorRT calls this: nothing may be raised through it
-                self._failed = error
+                self._memory = self._make(nbytes)
+            except BaseException as error:  # the session raises it as soon as TensorRT is back
+                self.failed = error
                 return 0
         return self._memory.address
 
@@ -44,14 +60,12 @@ class OpenOutput:
         self._shape = shape
 
     def found(self) -> tuple[tuple[int, ...], int]:
-        """Shape and place after a run; raises `RunFailed` where TensorRT told none."""
-        if self._failed is not None:
-            raise self._failed
+        """Shape and place in this run, once it is enqueued; raises `RunFailed` where TensorRT told none."""
         if self._shape is None or self._memory is None:
             raise RunFailed(f"TensorRT has not told the shape of the output {self._name!r}")
         return self._shape, self._memory.address
 
-    def taken(self) -> cuda.Memory:
+    def taken(self) -> Lent:
         """The memory of the last run's answer, which is now the caller's: the next run gets other memory."""
         self.found()
         memory, self._memory = self._memory, None

@@ -31,6 +31,17 @@ class Bar:
         self._lock = threading.Lock()
         self._phases: dict[str, _Phase] = {}
         self._shown = ""
+        self.failed: BaseException | None = None
+        """What was raised while it was told: Ctrl-C, or what is wrong with whom it tells."""
+
+    def hear(self, told: Callable[[], None]) -> bool:
+        """`told()`, and whether all went well so far: TensorRT's bindings print what is raised through them, and go
+        on."""
+        try:
+            told()
+        except BaseException as error:
+            self.failed = self.failed or error
+        return self.failed is None
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase begins, of so many steps."""
@@ -77,13 +88,12 @@ def monitor(bar: Bar) -> trt.IProgressMonitor:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
-            bar.start(phase_name, parent_phase, int(num_steps))
+            bar.hear(lambda: bar.start(phase_name, parent_phase, int(num_steps)))
 
         def phase_finish(self, phase_name: str) -> None:
-            bar.finish(phase_name)
+            bar.hear(lambda: bar.finish(phase_name))
 
         def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
-            bar.step(phase_name, int(step))
-            return True  # False would end the build
+            return bar.hear(lambda: bar.step(phase_name, int(step)))  # False ends the build
 
     return Monitor()

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,8 +24,8 @@ MODULES = ("tensorrt_bindings", "tensorrt")
 
 
 @cache
-def tensorrt() -> Any:
-    """TensorRT's module; raises `NotAvailable` where it cannot be imported."""
+def _tensorrt() -> Any:
+    """TensorRT's module; raises `NotAvailable` where it cannot be imported. Others use `trt`, which has types."""
     for name in MODULES:
         if importlib.util.find_spec(name) is not None:
             try:
@@ -40,11 +43,23 @@ else:
         """TensorRT's module, imported when the first name is taken from it."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(tensorrt(), name)
+            return getattr(_tensorrt(), name)
 
     trt = _Module()
 
-__all__ = ["MODULES", "Said", "content", "extents", "made", "said", "tensorrt", "trt"]
+__all__ = ["MODULES", "Said", "content", "extents", "is_no_memory", "made", "said", "trt"]
+
+_NO_MEMORY = (
+    "out of memory", "outofmemory", "insufficient memory", "memoryallocation", "memory allocation", "allocation failed"
+)  # fmt: skip
+"""What TensorRT's log says where something takes more of the device's memory than there is."""
+_LONGEST = 600
+"""Characters of what is told of a log."""
+
+
+def is_no_memory(why: str) -> bool:
+    """Whether TensorRT says that the device's memory does not suffice."""
+    return any(words in why.lower() for words in _NO_MEMORY)
 
 
 def extents(dims: trt.Dims) -> tuple[int, ...]:
@@ -59,22 +74,47 @@ def content(memory: trt.IHostMemory) -> bytes:
 
 
 class Said:
-    """What TensorRT said beside its answers: it returns None or False, and logs why."""
+    """What TensorRT said beside its answers: it returns None or False, and logs why.
 
-    def __init__(self, logger: trt.ILogger, lines: list[str]) -> None:
+    Args:
+        logger: What it is said to.
+        lines: The errors, each with the thread that said it; the oldest are forgotten.
+    """
+
+    def __init__(self, logger: trt.ILogger, lines: deque[tuple[int, str]]) -> None:
         self.logger = logger
         self._lines = lines
 
     def why(self, otherwise: str = "TensorRT does not say why") -> str:
-        """Its errors since the last call, on one line; else `otherwise`."""
-        found = list(dict.fromkeys(self._lines))
+        """Its errors since the last call, those of this thread if there are any, on one line; else `otherwise`.
+
+        The last ones, where they are too long together: what was tried before matters less.
+        """
+        kept = list(self._lines)
+        own = [each for each in kept if each[0] == threading.get_ident()] or kept
+        for each in own:
+            with suppress(ValueError):  # another thread has taken it
+                self._lines.remove(each)
+        return _short([line for _, line in own]) or otherwise
+
+    def forget(self) -> None:
+        """What was said so far came to nothing: a build logs errors of kernels that it only tried."""
         self._lines.clear()
-        return _short(found) or otherwise
 
 
 def said() -> Said:
-    """A logger of our own: nothing is printed, errors are kept."""
-    lines: list[str] = []
+    """The logger of this process, for something new: what was said before is forgotten.
+
+    Nothing is printed, errors are kept. It is one, since kernels and plugins log to the first that TensorRT was given.
+    """
+    found = _said()
+    found.forget()
+    return found
+
+
+@cache
+def _said() -> Said:
+    lines: deque[tuple[int, str]] = deque(maxlen=100)
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -82,7 +122,7 @@ def said() -> Said:
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                lines.append(msg)
+                lines.append((threading.get_ident(), msg))
 
     return Said(Logger(), lines)
 
@@ -99,6 +139,11 @@ def made(what: str, make: Callable[[], T], heard: Said) -> T:
 
 
 def _short(lines: Sequence[str]) -> str:
-    """Messages on one line, without the places in TensorRT's sources."""
-    text = "; ".join(" ".join(line.split()) for line in lines)
-    return text[:600]
+    """The last messages, each once, on one line."""
+    told = ""
+    for line in reversed(dict.fromkeys(" ".join(line.split()) for line in lines)):
+        longer = f"{line}; {told}" if told else line
+        if len(longer) > _LONGEST:
+            return told or longer[:_LONGEST]
+        told = longer
+    return told

@@ -12,9 +12,13 @@ from paddock.errors import NotAvailable, UsageError
 
 from paddock_tensorrt import cuda
 from paddock_tensorrt.engine import Port
+from paddock_tensorrt.pool import Lent
 
 if TYPE_CHECKING:
     import numpy as np
+
+_DEFAULT = (None, 0, 1, 2)
+"""The streams of DLPack that are, or wait for, the device's default stream: 1 that, 2 each thread's own."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ def viewed(port: Port, tensor: Any, device: int, stream: cuda.Stream) -> View:
         raise UsageError("is read in the host's memory by this engine", where=where, remedy="give arrays to `run`")
     try:
         found = _core().StridedMemoryView.from_any_interface(tensor, stream_ptr=int(stream))
-    except (BufferError, AttributeError, TypeError, ValueError) as error:
+    except (BufferError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # as each library has it
         remedy = "give what has __dlpack__ or __cuda_array_interface__, as tensors of torch and cupy"
         problem = f"is a {type(tensor).__name__} that cannot be read where it lies: {error}"
         raise UsageError(problem, where=where, remedy=remedy) from error
@@ -50,16 +54,20 @@ def viewed(port: Port, tensor: Any, device: int, stream: cuda.Stream) -> View:
     fits = len(shape) == len(port.shape) and all(a in (-1, b) for a, b in zip(port.shape, shape, strict=True))
     if not fits:
         raise UsageError(f"has the shape {list(shape)}, the engine takes {list(port.shape)}", where=where)
+    if int(found.ptr) % cuda.ALIGNMENT:
+        problem = f"lies at an address that is no multiple of {cuda.ALIGNMENT} bytes, as TensorRT wants it"
+        raise UsageError(problem, where=where, remedy="clone it: a slice begins amid its tensor")
     return View(int(found.ptr), shape, found)
 
 
 class DeviceTensor:
     """An output that stays on the device; its memory goes with the last who holds it.
 
-    torch.from_dlpack, torch.as_tensor and cupy.asarray take it without a copy.
+    torch.from_dlpack, torch.as_tensor and cupy.asarray take it without a copy. Memory that was read by DLPack in the
+    default stream alone is used for a later answer; what is read otherwise is freed, behind all work of the device.
     """
 
-    def __init__(self, memory: cuda.Memory, dtype: np.dtype[Any], shape: tuple[int, ...], device: int) -> None:
+    def __init__(self, memory: Lent, dtype: np.dtype[Any], shape: tuple[int, ...], device: int) -> None:
         self.dtype = dtype
         self.shape = shape
         self.device = device
@@ -67,6 +75,7 @@ class DeviceTensor:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
+        self._memory.never_again()  # in which stream it will be read, this protocol does not tell
         data = (self._memory.address, False)
         return {"shape": self.shape, "typestr": self.dtype.str, "data": data, "strides": None, "version": 3}
 
@@ -75,6 +84,8 @@ class DeviceTensor:
         return found
 
     def __dlpack__(self, **options: Any) -> Any:
+        if options.get("stream") not in _DEFAULT:
+            self._memory.never_again()
         return self._view().__dlpack__(**options)
 
     def _view(self) -> Any:

@@ -22,8 +22,8 @@ def _forget() -> None:
     for name in list(sys.modules):
         if name.partition(".")[0] in MODULES:
             del sys.modules[name]
-    sdk.tensorrt.cache_clear()
-    cuda.runtime.cache_clear()
+    for kept in (sdk._tensorrt, sdk._said, cuda.runtime):
+        kept.cache_clear()
 
 
 def _fake(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[pytest.MonkeyPatch]:

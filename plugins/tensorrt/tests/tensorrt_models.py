@@ -17,6 +17,7 @@ from paddock.onnx_format import OnnxFormat
 from paddock.plan import PrecisionPlan, Segment
 from paddock.planning.shapes import apply_shapes
 from paddock.spi import Artifact, Context, Device, ResolvedConfig, SegmentMemory, SegmentPlan
+from paddock_tensorrt import cuda
 from paddock_tensorrt.adapter import GpuTensorRt, TensorRtOptions
 
 
@@ -94,5 +95,29 @@ class Work:
         return self.adapter.load(self.compile(), self.context)
 
 
+def x(rows: int, seed: int = 1) -> Any:
+    """What `net` is fed."""
+    return np.random.default_rng(seed).standard_normal((rows, 16)).astype(np.float32)
+
+
+def right(answers: Any, feed: Any) -> bool:
+    """Whether these are `net`'s answers."""
+    return bool(np.allclose(answers["y"].sum(axis=1), 1, atol=1e-5) and np.array_equal(answers["z"], feed + feed))
+
+
+def live() -> dict[str, int]:
+    """What the fake device holds, by kind."""
+    found: dict[str, int] = cuda.runtime().live()
+    return found
+
+
+def nothing() -> dict[str, int]:
+    """`live` where all was given back."""
+    return dict.fromkeys(live(), 0)
+
+
 Make = Callable[..., Work]
-__all__ = ["Make", "T", "Work", "adapter_of", "config_of", "h", "model_of", "net", "plan_of", "save"]
+__all__ = [
+    "Make", "T", "Work", "adapter_of", "config_of", "h", "live", "model_of", "net", "nothing", "plan_of", "right",
+    "save", "x",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The state machine from a model to answers, and each way to fail, on the fake of TensorRT and CUDA.
+"""The state machine from an engine to answers, and each way to fail, on the fake of TensorRT and CUDA.
 
 What is computed is right by onnxruntime on the CPU, and proves nothing of a GPU: it shows that copies, shapes,
 profiles, addresses and memory are handled as TensorRT asks.
@@ -15,37 +15,17 @@ import pytest
 from paddock.errors import (
     BuildFailed,
     ConfigError,
+    Exhausted,
     MemoryRefused,
     NotAvailable,
     OtherShape,
     RunFailed,
-    Unsupported,
     UsageError,
 )
-from paddock.plan import Answer, Precision
-from paddock.spi import Context
 from paddock_tensorrt import cuda
-from paddock_tensorrt.adapter import GpuTensorRt
-from tensorrt_models import T, Work, adapter_of, config_of, h, model_of, net, save
+from tensorrt_models import T, Work, adapter_of, h, live, net, nothing, right, save, x
 
 Fake = pytest.MonkeyPatch
-
-
-def x(rows: int, seed: int = 1) -> Any:
-    return np.random.default_rng(seed).standard_normal((rows, 16)).astype(np.float32)
-
-
-def right(answers: Any, feed: Any) -> bool:
-    return bool(np.allclose(answers["y"].sum(axis=1), 1, atol=1e-5) and np.array_equal(answers["z"], feed + feed))
-
-
-def live() -> dict[str, int]:
-    found: dict[str, int] = cuda.runtime().live()
-    return found
-
-
-def nothing() -> dict[str, int]:
-    return {"memory": 0, "pinned": 0, "streams": 0, "graphs": 0}
 
 
 # Runs
@@ -87,8 +67,14 @@ def test_a_graph_is_had_only_where_it_can_be(fake: Fake, tmp_path: Path) -> None
     path = net(tmp_path / "net.onnx")
     off = Work(tmp_path, path, shapes={"x": [4, 16]}, options={"cuda_graph": False}).load()
     assert off.observed().settings["options.cuda_graph"] is False and right(off.run({"x": x(4)}), x(4))
-    with pytest.raises(BuildFailed, match="shapes that are all fixed"):
-        Work(tmp_path, path, batch_size=4, options={"cuda_graph": True}).load()
+    wanted = Work(tmp_path, path, batch_size=4, options={"cuda_graph": True})
+    there, here = wanted.adapter, adapter_of(wanted.config, None)
+    for ask in (there.select_operators, here.select_operators):  # before anything is built
+        with pytest.raises(ConfigError, match="shapes that are all fixed, and these are open: x 1x16 .. 4x16") as early:
+            ask(wanted.model, wanted.context)
+        assert early.value.where == "$.options.cuda_graph"
+    with pytest.raises(ConfigError, match="shapes that are all fixed"):
+        wanted.compile()
     fake.setenv("FAKE_CUDA", "capture")
     without = Work(tmp_path, path, shapes={"x": [4, 16]}).load()
     assert without.observed().settings["options.cuda_graph"] is False and right(without.run({"x": x(4)}), x(4))
@@ -170,117 +156,7 @@ def test_dtypes_come_and_go_as_they_are(fake: Fake, tmp_path: Path) -> None:
     session.close()
 
 
-# Building
-
-
-def test_the_build_is_told_as_a_bar_and_timings_are_kept(fake: Fake, tmp_path: Path) -> None:
-    work = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4)
-    facts = work.compile().facts
-    assert any("50% Tactics" in line and "############" in line for line in work.told), work.told
-    assert facts["tensorrt"].endswith("+fake") and "compute capability 9.0" in facts["gpu"]
-    assert facts["settings"] == {
-        "options.tf32": False, "options.optimization_level": 3, "options.workspace_mib": 8192, "precision": "fp32",
-    }  # fmt: skip
-    (kept,) = work.context.cache.glob("timing-*.cache")
-    assert kept.read_bytes() == b"."
-    assert not work.compile().facts["notes"][2:] and kept.read_bytes() == b".."
-    fake.setenv("FAKE_TENSORRT", "timings")
-    assert "the timing cache is of another device" in work.compile().facts["notes"][2]
-
-
-def test_options_reach_the_build_and_are_read_back(fake: Fake, tmp_path: Path) -> None:
-    options = {"tf32": True, "optimization_level": 5, "workspace_mib": 64, "host_code": True}
-    session = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4, options=options).load()
-    found = session.observed().settings
-    assert {name: found[f"options.{name}"] for name in options} == options
-    assert session.observed().peak_bytes > 0
-    session.close()
-    plain = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4).load()
-    assert plain.observed().settings["options.host_code"] is False, "engines are data unless it is asked for"
-    plain.close()
-
-
-def test_what_the_parser_refuses_is_told_by_node(fake: Fake, tmp_path: Path) -> None:
-    work = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4)
-    fake.setenv("FAKE_TENSORRT", "refuse=Relu")
-    found = work.adapter.select_operators(work.model, work.context).verdicts
-    assert [v.answer for v in found] == [Answer.YES, Answer.NO, *[Answer.YES] * 3]
-    assert found[1].reason == "no importer for Relu"
-    with pytest.raises(Unsupported) as caught:
-        work.compile()
-    assert caught.value.nodes == (1,)
-    fake.setenv("FAKE_TENSORRT", "stop=Relu")
-    found = work.adapter.select_operators(work.model, work.context).verdicts
-    expected = [Answer.YES, Answer.NO, *[Answer.PROVISIONAL] * 3]
-    assert [v.answer for v in found] == expected, "what comes behind is asked again"
-    fake.setenv("FAKE_TENSORRT", "input")
-    found = work.adapter.select_operators(work.model, work.context).verdicts
-    assert {v.answer for v in found} == {Answer.NO} and "an input has a type" in found[0].reason
-
-
-@pytest.mark.parametrize(
-    ("fault", "error", "words"),
-    [
-        ("null-builder", NotAvailable, "no builder: CUDA initialization failure"),
-        ("null-parser", NotAvailable, "no ONNX parser"),
-        ("refuse=Softmax", Unsupported, "no importer for Softmax"),
-        ("profile", BuildFailed, "refuses the profile x 1x16 .. 4x16 .*: the dimensions are inconsistent"),
-        ("no-tactic", BuildFailed, "finds no way to run the network: could not find any implementation"),
-        ("build-memory", MemoryRefused, "has not the memory to build"),
-        ("load-memory", MemoryRefused, "has not the memory for the engine"),
-        ("other-gpu", BuildFailed, "the engine was built on another kind of GPU"),
-    ],
-)
-def test_failures_of_a_build(fake: Fake, tmp_path: Path, fault: str, error: type[Exception], words: str) -> None:
-    work = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4)
-    fake.setenv("FAKE_TENSORRT", fault)
-    with pytest.raises(error, match=words):
-        work.compile()
-    assert live() == nothing()
-
-
-def test_an_input_that_decides_shapes_is_refused(fake: Fake, tmp_path: Path) -> None:
-    path = save(
-        tmp_path / "reshape.onnx", [h.make_node("Reshape", ["x", "s"], ["y"])],
-        [("x", T.FLOAT, [4, 4]), ("s", T.INT64, [2])], [("y", T.FLOAT, None)],
-    )  # fmt: skip
-    with pytest.raises(BuildFailed, match="numbers of the input 's' decide shapes"):
-        Work(tmp_path, path).compile()
-
-
-def test_an_open_shape_without_a_profile_is_said(fake: Fake, tmp_path: Path) -> None:
-    work = Work(tmp_path, net(tmp_path / "net.onnx"))
-    found = work.adapter.select_operators(work.model, work.context).verdicts
-    assert {v.answer for v in found} == {Answer.NO} and "nothing bounds axis 0: state shapes" in found[0].reason
-    with pytest.raises(BuildFailed, match="optimisation profiles.*nothing bounds axis 0"):
-        work.compile()
-    assert "there is none for x: nothing bounds axis 0" in work.adapter.notes(work.model)[0]
-
-
 # Loading and running
-
-
-def test_damaged_and_foreign_engines_are_not_loaded(fake: Fake, tmp_path: Path) -> None:
-    work = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4)
-    artifact = work.compile()
-    content = artifact.files["engine"].read_bytes()
-    for damaged in (content[: len(content) // 2], b"", b"no engine at all"):
-        artifact.files["engine"].write_bytes(damaged)
-        with pytest.raises(BuildFailed, match="cannot load the engine") as caught:
-            work.adapter.load(artifact, work.context)
-        assert caught.value.where == str(artifact.files["engine"]) and "paddock cache clear" in str(caught.value.remedy)
-    assert live() == nothing()
-
-
-def test_an_engine_is_for_one_kind_of_gpu_and_one_tensorrt(fake: Fake, tmp_path: Path) -> None:
-    work = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4)
-    artifact = work.compile()
-    assert work.adapter.compatible(artifact).usable
-    fake.setenv("FAKE_CUDA", "capability=8.6")
-    other = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4)
-    assert "compute capability 8.6" in other.adapter.compatible(artifact).reason
-    artifact.facts["tensorrt"] = "10.16.1.11"  # type: ignore[index]  # a dict in fact
-    assert "built by TensorRT 10.16.1.11" in work.adapter.compatible(artifact).reason
 
 
 @pytest.mark.parametrize("room", [100, 3000, 5000])
@@ -298,8 +174,11 @@ def test_a_run_that_needs_more_memory_than_there_is_fails_and_the_next_is_served
     session = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=64).load()
     assert right(session.run({"x": x(2)}), x(2))
     fake.setenv("FAKE_CUDA", "memory=8000")
-    with pytest.raises(MemoryRefused):
+    with pytest.raises(Exhausted, match="the device has not the memory: 4096 bytes") as caught:
         session.run({"x": x(64)})
+    assert "smaller requests" in str(caught.value.remedy)
+    with pytest.raises(Exhausted, match="the device has not the memory: 4096 bytes"):
+        session.run_into({"x": x(64)}, {"z": np.empty((64, 16), np.float32)})
     assert right(session.run({"x": x(2, 7)}), x(2, 7))
     session.close()
     assert live() == nothing()
@@ -311,9 +190,128 @@ def test_no_memory_for_an_open_output_is_an_error_of_that_run(fake: Fake, tmp_pa
     session = Work(tmp_path, path, batch_size=2).load()
     assert session.run({"x": np.eye(1, 400, dtype=np.float32)})["y"].shape == (2, 1)
     fake.setenv("FAKE_CUDA", "memory=8000")
-    with pytest.raises(MemoryRefused):
+    with pytest.raises(Exhausted, match="the device has not the memory: 6400 bytes"):
         session.run({"x": np.ones((1, 400), np.float32)})
+    fake.delenv("FAKE_CUDA")
+    assert session.run({"x": np.ones((1, 400), np.float32)})["y"].shape == (2, 400)
+    fake.setenv("FAKE_TENSORRT", "untold")
+    with pytest.raises(RunFailed, match="has not told the shape of the output 'y'"):
+        session.run({"x": np.eye(1, 400, dtype=np.float32)})
     session.close()
+    assert live() == nothing()
+
+
+def test_a_request_never_fails_for_the_scratch_of_its_profile(fake: Fake, tmp_path: Path) -> None:
+    """That of the largest is had when the session is made, or the session is refused."""
+    shapes = {"N": [{"min": 1, "opt": 2, "max": 3}, {"min": 8, "max": 8}]}
+    work = Work(tmp_path, net(tmp_path / "net.onnx"), shapes=shapes)
+    artifact = work.compile()
+    fake.setenv("FAKE_CUDA", "memory=6000")
+    with pytest.raises(MemoryRefused, match="the device has not the memory: 8192 bytes"):
+        work.adapter.load(artifact, work.context)
+    assert live() == nothing()
+    fake.setenv("FAKE_CUDA", "memory=10000")
+    session = work.adapter.load(artifact, work.context)
+    for rows in (2, 8, 1):
+        assert right(session.run({"x": x(rows)}), x(rows))
+    session.close()
+
+
+def test_a_profile_that_is_refused_is_not_taken_for_the_one_in_use(fake: Fake, tmp_path: Path) -> None:
+    shapes = {"N": [{"min": 1, "opt": 2, "max": 3}, {"min": 8, "max": 8}]}
+    session = Work(tmp_path, net(tmp_path / "net.onnx"), shapes=shapes).load()
+    assert right(session.run({"x": x(2)}), x(2))
+    fake.setenv("FAKE_TENSORRT", "take-profile")
+    for _ in range(2):
+        with pytest.raises(RunFailed, match="does not take optimisation profile 1: no such profile now"):
+            session.run({"x": x(8)})
+    fake.delenv("FAKE_TENSORRT")
+    for rows in (8, 2):
+        assert right(session.run({"x": x(rows)}), x(rows))
+    session.close()
+
+
+def gather(path: Path) -> Path:
+    """`y` = table[i], i [3]: an index that is not there is an error."""
+    table = {"table": np.arange(8, dtype=np.float32)}
+    node = h.make_node("Gather", ["table", "i"], ["y"])
+    return save(path, [node], [("i", T.INT64, [3])], [("y", T.FLOAT, [3])], table)
+
+
+def test_the_run_before_a_graph_is_one_on_zeros(fake: Fake, tmp_path: Path) -> None:
+    session = Work(tmp_path, gather(tmp_path / "gather.onnx")).load()
+    assert session.observed().settings["options.cuda_graph"] is True
+    assert list(session.run({"i": np.array([7, 0, 2])})["y"]) == [7, 0, 2]
+    session.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"cuda_graph": True}])
+def test_a_session_whose_first_run_fails_is_not_handed_out(fake: Fake, tmp_path: Path, options: Any) -> None:
+    work = Work(tmp_path, gather(tmp_path / "gather.onnx"), options=options)
+    artifact = work.compile()
+    for name, fault, words in (
+        ("FAKE_TENSORRT", "run", "the engine cannot be run: TensorRT cannot run: cask failure"),
+        ("FAKE_TENSORRT", "infer", "the engine cannot be run: .*the shapes contradict each other"),
+        ("FAKE_CUDA", "wait", "cudaErrorIllegalAddress"),
+        ("FAKE_CUDA", "capture,capture-breaks", "cudaErrorIllegalAddress|cannot be kept as a CUDA graph"),
+    ):
+        with fake.context() as faults:
+            faults.setenv(name, fault)
+            with pytest.raises(BuildFailed, match=words):
+                work.adapter.load(artifact, work.context)
+        assert live() == nothing(), fault
+
+
+def test_copies_and_run_are_waited_for_once(fake: Fake, tmp_path: Path) -> None:
+    """Of outputs whose shapes the numbers decide, too: these are told when the run is put into the stream."""
+    first = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=8).load()
+    node = h.make_node("NonZero", ["x"], ["y"])
+    path = save(tmp_path / "nonzero.onnx", [node], [("x", T.FLOAT, ["N", 16])], [("y", T.INT64, [2, None])])
+    second = Work(tmp_path, path, batch_size=8).load()
+    calls = cuda.runtime().calls
+    for session in (first, second):
+        session.run({"x": x(8)})
+        calls.clear()
+        session.run({"x": x(8)})
+        assert calls == ["wait"], "and nothing is allocated"
+        session.close()
+
+
+def test_what_fails_leaves_no_copy_under_way(fake: Fake, tmp_path: Path) -> None:
+    session = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=8).load()
+    session.run({"x": x(2)})
+    fake.setenv("FAKE_TENSORRT", "run")
+    with pytest.raises(RunFailed):
+        session.run({"x": x(8)})
+    assert not any(stream.work for stream in cuda.runtime().streams.values())
+    session.close()
+
+
+@pytest.mark.parametrize("error", ["cudaErrorMemoryAllocation", "cudaErrorNotSupported", "cudaErrorNotPermitted"])
+def test_where_pages_do_not_stay_copies_are_slower(
+    fake: Fake, tmp_path: Path, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.setenv("FAKE_CUDA", f"pinned={error}")
+    for fields in ({"batch_size": 4}, {"shapes": {"x": [4, 16]}}):
+        session = Work(tmp_path, net(tmp_path / "net.onnx"), **fields).load()
+        assert right(session.run({"x": x(4)}), x(4))
+        session.close()
+    assert live() == nothing() and f"is not pinned, so that copies take longer: fake CUDA: {error}" in caplog.text
+    fake.setenv("FAKE_CUDA", "pinned=cudaErrorIllegalAddress")
+    with pytest.raises(RunFailed, match="cudaErrorIllegalAddress"):
+        cuda.Pinned(16)
+
+
+def test_outputs_that_tensorrt_writes_on_the_host_are_served(fake: Fake, tmp_path: Path) -> None:
+    nodes = [h.make_node("Shape", ["x"], ["s"]), h.make_node("Relu", ["x"], ["y"])]
+    outputs = [("s", T.INT64, [2]), ("y", T.FLOAT, ["N", 16])]
+    path = save(tmp_path / "shape.onnx", nodes, [("x", T.FLOAT, ["N", 16])], outputs)
+    fake.setenv("FAKE_TENSORRT", "host=s")
+    session = Work(tmp_path, path, batch_size=8).load()
+    for rows in (3, 8):
+        assert list(session.run({"x": x(rows)})["s"]) == [rows, 16]
+    session.close()
+    assert live() == nothing()
 
 
 def test_failures_of_a_run_say_why(fake: Fake, tmp_path: Path) -> None:
@@ -324,6 +322,12 @@ def test_failures_of_a_run_say_why(fake: Fake, tmp_path: Path) -> None:
     fake.setenv("FAKE_TENSORRT", "run")
     with pytest.raises(RunFailed, match="cannot run: cask failure"):
         session.run({"x": x(2)})
+    fake.setenv("FAKE_TENSORRT", "infer")
+    with pytest.raises(RunFailed, match=r"cannot tell the outputs' shapes \(.*\): the shapes contradict each other"):
+        session.run({"x": x(2)})
+    fake.setenv("FAKE_TENSORRT", "run-memory")
+    with pytest.raises(Exhausted, match="cannot run: .*out of memory"):
+        session.run({"x": x(2)})
     fake.delenv("FAKE_TENSORRT")
     assert right(session.run({"x": x(2)}), x(2))
     session.close()
@@ -331,52 +335,3 @@ def test_failures_of_a_run_say_why(fake: Fake, tmp_path: Path) -> None:
     with pytest.raises(NotAvailable, match="no execution context"):
         Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4).load()
     assert live() == nothing()
-
-
-def test_an_engine_over_the_limit_is_refused_by_what_it_takes(fake: Fake, tmp_path: Path) -> None:
-    work = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4, memory={"limit": 5000})
-    with pytest.raises(MemoryRefused, match=r"the engine takes 5\.0 KiB, over the limit of 4\.9 KiB") as caught:
-        work.compile()
-    assert caught.value.where == "$.memory.limit" and "1.0 KiB weights" in caught.value.candidates
-    assert Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=4, memory={"limit": 6000}).compile()
-
-
-# Devices
-
-
-def test_the_device_is_told_with_what_it_computes_in(fake: Fake) -> None:
-    (device,) = GpuTensorRt.probe_device().devices
-    assert device.memory_kind == "gpu" and device.memory == 8 << 30
-    assert all(verdict.usable for verdict in device.precisions.values())
-    fake.setenv("FAKE_CUDA", "capability=7.5")
-    (device,) = GpuTensorRt.probe_device().devices
-    assert not device.precisions[Precision.BF16].usable and device.precisions[Precision.FP16].usable
-    fake.setenv("FAKE_CUDA", "capability=6.1")
-    (device,) = GpuTensorRt.probe_device().devices
-    assert not any(verdict.usable for verdict in device.precisions.values())
-
-
-def test_no_device_and_no_driver_are_told_apart(fake: Fake) -> None:
-    fake.setenv("FAKE_CUDA", "none")
-    found = GpuTensorRt.probe_device()
-    assert not found.verdict.usable and found.verdict.reason == "CUDA lists no device here"
-    fake.setenv("FAKE_CUDA", "old")
-    with pytest.raises(NotAvailable, match="cudaErrorInsufficientDriver"):
-        GpuTensorRt.probe_device()
-    fake.setenv("FAKE_CUDA", "")
-    fake.setenv("FAKE_TENSORRT", "null-builder")
-    with pytest.raises(NotAvailable, match="no builder"):
-        GpuTensorRt.probe_device()
-
-
-def test_threads_have_no_effect_and_are_refused(fake: Fake) -> None:
-    with pytest.raises(ConfigError, match="threads have no effect"):
-        adapter_of(config_of(threads=2), None)
-
-
-def test_a_fed_double_is_refused_rather_than_computed_in_float32(fake: Fake, tmp_path: Path) -> None:
-    ports = [(name, T.DOUBLE, [2]) for name in "xy"]
-    path = save(tmp_path / "double.onnx", [h.make_node("Neg", ["x"], ["y"])], ports[:1], ports[1:])
-    adapter = adapter_of(config_of(), GpuTensorRt.probe_device().devices[0])
-    (found,) = adapter.select_operators(model_of(path), Context(tmp_path, tmp_path)).verdicts
-    assert found.answer is Answer.NO and "float64, which TensorRT computes in float32" in found.reason

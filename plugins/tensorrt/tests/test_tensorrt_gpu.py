@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from paddock.deployment import deploy
 from paddock_tensorrt import cuda
-from tensorrt_models import net
+from tensorrt_models import T, h, net, save
 
 pytestmark = pytest.mark.gpu("gpu/tensorrt")
 
@@ -37,6 +37,23 @@ def test_a_model_is_verified(precision: str, fields: dict[str, Any], tmp_path: P
         assert {s.effective for s in settings if s.name == "precision"} <= {precision, None}
         answers = deployment.run({"x": x(4)})
         np.testing.assert_allclose(answers["z"], 2 * x(4), rtol=1e-2)
+
+
+def test_indices_and_what_only_the_numbers_shape(tmp_path: Path) -> None:
+    """A graph's first run is on zeros, or an index would lie anywhere; and memory is asked for while it runs."""
+    nodes = [h.make_node("Gather", ["table", "i"], ["y"])]
+    table = {"table": np.arange(8, dtype=np.float32)}
+    path = save(tmp_path / "gather.onnx", nodes, [("i", T.INT64, [3])], [("y", T.FLOAT, [3])], table)
+    samples = [{"i": np.array([n, 0, 2])} for n in range(2)]
+    with deploy(path, {"hardware": "gpu", "backend": "tensorrt"}, samples=samples) as deployment:
+        assert list(deployment.run({"i": np.array([7, 0, 2])})["y"]) == [7, 0, 2]
+    node = h.make_node("NonZero", ["x"], ["y"])
+    path = save(tmp_path / "nonzero.onnx", [node], [("x", T.FLOAT, ["N", 4])], [("y", T.INT64, [2, None])])
+    drawn = np.random.default_rng(0)
+    samples = [{"x": (drawn.random((3, 4)) > share).astype(np.float32)} for share in (0.3, 0.6)]
+    with deploy(path, {"hardware": "gpu", "backend": "tensorrt", "batch_size": 3}, samples=samples) as deployment:
+        for feed in (np.eye(3, 4, dtype=np.float32), np.ones((2, 4), np.float32)):
+            assert np.array_equal(deployment.run({"x": feed})["y"], np.array(np.nonzero(feed)))
 
 
 def test_tensors_of_the_device_are_served_where_they_lie(tmp_path: Path) -> None:

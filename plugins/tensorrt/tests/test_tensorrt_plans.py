@@ -323,3 +323,20 @@ def test_what_the_parser_refuses_runs_on_the_fallback(fake: pytest.MonkeyPatch, 
         placed = {node.op: node.adapter for node in deployment.plan.placement.nodes}
         assert placed["Softmax"] == "cpu/onnxruntime" and placed["MatMul"] == "gpu/tensorrt"
         assert deployment.report.outcome == "passed"
+
+
+@pytest.mark.long
+def test_what_reads_a_fed_shape_runs_on_the_fallback(fake: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Found while it is built, since only the network tells; the rest stays."""
+    import numpy as np
+    from paddock.deployment import deploy
+
+    nodes = [h.make_node("Relu", ["x"], ["r"]), h.make_node("Reshape", ["r", "s"], ["y"])]
+    inputs = [("x", T.FLOAT, [4, 4]), ("s", T.INT64, [2])]
+    path = save(tmp_path / "reshape.onnx", nodes, inputs, [("y", T.FLOAT, None)])
+    samples = [{"x": np.random.default_rng(n).random((4, 4), np.float32), "s": np.array([2, 8])} for n in range(2)]
+    config = {"hardware": "gpu", "backend": "tensorrt", "fallback": ["cpu/onnxruntime"]}
+    with deploy(path, config, samples=samples) as deployment:
+        placed = {node.op: node.adapter for node in deployment.plan.placement.nodes}
+        assert placed == {"Relu": "gpu/tensorrt", "Reshape": "cpu/onnxruntime"}
+        assert deployment.run(samples[0])["y"].shape == (2, 8)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from paddock.errors import NotAvailable, UsageError
+from paddock.errors import Exhausted, NotAvailable, UsageError
 from paddock_tensorrt import cuda, tensors
 from tensorrt_models import T, Work, h, net, save
 from tensorrt_typed import bindings
@@ -65,7 +65,7 @@ def test_tensors_are_read_and_left_where_they_lie(fake: Fake, tmp_path: Path, fi
     assert found["z"].__dlpack_device__() == (2, 0) and found["z"].__dlpack__(stream=None).ptr > 0
     assert (found["z"].shape, str(found["z"].dtype)) == ((4, 16), "float32")
     del found, other, feed
-    assert live() == before, "memory goes with the tensors"
+    assert live() == before + 2, "memory goes with the tensors, but for what nobody read: it is for the next answers"
     assert np.array_equal(session.run({"x": x(4)})["z"], x(4) * 2), "and arrays are served as before"
     session.close()
     assert live() == 0
@@ -81,10 +81,100 @@ def test_an_open_output_stays_on_the_device_too(fake: Fake, tmp_path: Path) -> N
     session.close()
 
 
+def test_an_output_that_tensorrt_writes_on_the_host_is_given_on_the_device(fake: Fake, tmp_path: Path) -> None:
+    nodes = [h.make_node("Shape", ["x"], ["s"]), h.make_node("Relu", ["x"], ["y"])]
+    outputs = [("s", T.INT64, [2]), ("y", T.FLOAT, ["N", 16])]
+    path = save(tmp_path / "shape.onnx", nodes, [("x", T.FLOAT, ["N", 16])], outputs)
+    fake.setenv("FAKE_TENSORRT", "host=s")
+    session = Work(tmp_path, path, batch_size=8).load()
+    found = session.run_on_device({"x": Tensor(x(3))})
+    other = session.run_on_device({"x": Tensor(x(5))}, ["s"])
+    assert list(on_host(found["s"])) == [3, 16] and list(on_host(other["s"])) == [5, 16]
+    assert np.array_equal(on_host(found["y"]), np.maximum(x(3), 0))
+    fake.setenv("FAKE_TENSORRT", "host=x")
+    fed = Work(tmp_path, path, batch_size=8).load()
+    with pytest.raises(UsageError, match="is read in the host's memory by this engine"):
+        fed.run_on_device({"x": Tensor(x(3))})
+    assert list(fed.run({"x": x(3)})["s"]) == [3, 16]
+    for held in (session, fed):
+        held.close()
+    del found, other
+    assert live() == 0
+
+
+def test_memory_of_answers_is_used_again_behind_who_read_them(fake: Fake, tmp_path: Path) -> None:
+    session = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=8).load()
+    feed, calls = Tensor(x(4)), cuda.runtime().calls
+    for turn in range(4):
+        calls.clear()
+        found = session.run_on_device({"x": feed})
+        assert found["z"].__dlpack__(stream=1).shape == (4, 16), "as torch asks in its default stream"
+        assert calls.count("malloc") == (2 if turn == 0 else 0)
+        assert calls.count("follow default") == (0 if turn == 0 else 2) and calls[-1] == "wait"
+        if turn == 3:
+            address = found["z"]._memory.address
+        del found
+    small = session.run_on_device({"x": Tensor(x(1))})
+    assert small["y"]._memory.nbytes == 64, "a small answer does not hold much memory"
+    held = [session.run_on_device({"x": feed}) for _ in range(3)]
+    assert len({answer[name]._memory.address for answer in held for name in "yz"}) == 6
+    assert address in {answer[name]._memory.address for answer in held for name in "yz"}
+    assert session.observed().peak_bytes > 0
+    session.close()
+    del held, small, feed
+    assert live() == 0, "what is let go after the session is freed"
+
+
+@pytest.mark.parametrize("stream", [-1, 77])
+def test_what_is_read_in_other_streams_is_never_used_again(fake: Fake, tmp_path: Path, stream: int) -> None:
+    session = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=8).load()
+    calls = cuda.runtime().calls
+    for _ in range(3):
+        calls.clear()
+        found = session.run_on_device({"x": Tensor(x(4))})
+        assert found["z"].__dlpack__(stream=stream) and found["y"].__cuda_array_interface__
+        assert calls.count("malloc") == 3
+        del found
+        gc.collect()
+        assert calls.count("free") == 3, "it waits for all of the device"
+    session.close()
+    assert live() == 0
+
+
+def test_what_is_kept_gives_way_to_what_is_wanted(fake: Fake, tmp_path: Path) -> None:
+    session = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=64).load()
+    before = live()
+    for rows in (2, 4, 8, 16, 32):
+        session.run_on_device({"x": Tensor(x(rows))})
+    assert live() <= before + 4 + 2, "no more than twice the outputs are kept, beside what came back last"
+    feed = Tensor(x(64))
+    fake.setenv("FAKE_CUDA", "memory=17000")
+    found = session.run_on_device({"x": feed})
+    assert np.array_equal(on_host(found["z"]), x(64) * 2)
+    with pytest.raises(Exhausted, match="the device has not the memory: 4096 bytes"):
+        session.run_on_device({"x": feed})
+    del found
+    assert np.array_equal(on_host(session.run_on_device({"x": feed})["z"]), x(64) * 2)
+    session.close()
+    del feed
+    assert live() == 0
+
+
 def test_what_cannot_be_read_where_it_lies_is_refused(fake: Fake, tmp_path: Path) -> None:
     session = Work(tmp_path, net(tmp_path / "net.onnx"), batch_size=8).load()
     turned = Tensor(np.ones((16, 16), np.float32), strides=(4, 64))
     turned.__cuda_array_interface__["shape"] = (8, 16)
+    whole = Tensor(x(4))
+    part = Tensor(x(3))
+    part.__cuda_array_interface__["data"] = (whole.memory.address + 64, False)
+
+    class Needy:
+        """As a tensor of torch that takes part in a gradient, in its older versions."""
+
+        @property
+        def __cuda_array_interface__(self) -> Any:
+            raise RuntimeError("use tensor.detach() first")
+
     for feed, words in (
         (x(2), "lies in the host's memory"),
         (Tensor(x(2), device=1), "lies on device 1"),
@@ -92,6 +182,8 @@ def test_what_cannot_be_read_where_it_lies_is_refused(fake: Fake, tmp_path: Path
         (Tensor(x(2).astype(np.float16)), "is float16, the model takes float32"),
         (Tensor(x(2).reshape(-1)), "has the shape \\[32\\]"),
         (turned, "not dense and row-major"),
+        (part, "lies at an address that is no multiple of 256 bytes"),
+        (Needy(), "cannot be read where it lies: use tensor.detach"),
         (Tensor(x(9)), "no optimisation profile"),
     ):
         with pytest.raises(UsageError, match=words):

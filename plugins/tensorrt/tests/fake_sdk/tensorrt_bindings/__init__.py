@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import pickle
+import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
@@ -162,8 +163,8 @@ class INetworkDefinition:
 
 
 class ParserError:
-    def __init__(self, node: int, text: str) -> None:
-        self._told = node, text
+    def __init__(self, node: int, text: str, file: str = "ModelImporter.cpp") -> None:
+        self._told = node, text, file
 
     def node(self) -> int:
         return self._told[0]
@@ -171,14 +172,23 @@ class ParserError:
     def desc(self) -> str:
         return self._told[1]
 
+    def file(self) -> str:
+        return self._told[2]
+
 
 class OnnxParser:
-    """Takes all nodes but those of the operators in the fault `refuse=A+B`; stops at those in `stop=A`."""
+    """Takes all nodes but those of the operators in the fault `refuse=A+B`; stops at those in `stop=A`.
+
+    `input=X` refuses that input, `model` all of it. As the real one (reportSubgraphs of onnx-tensorrt's
+    ModelImporter.cpp) it names only its last error's node, and what reads a refused input, as parts of no subgraph; and
+    of no subgraph it says that it is taken where there is any error.
+    """
 
     def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
         if "null-parser" in faults():
             raise TypeError("pybind11::init(): factory function returned nullptr")
         self._network = network
+        self._logger = logger
         self._errors: list[ParserError] = []
         self._subgraphs: list[tuple[list[int], bool]] = []
 
@@ -187,26 +197,32 @@ class OnnxParser:
         if path is not None:
             onnx.load_external_data_for_model(proto, os.path.dirname(path))
         self._network._model = proto
-        if "input" in faults():
-            self._errors = [ParserError(-1, "an input has a type that TensorRT has not")]
-            return False
+        nodes = proto.graph.node
+        if "model" in faults():
+            self._errors = [ParserError(-1, "the model is of a version that TensorRT has not")]
+        lost = faults().get("input", "")
+        if any(port.name == lost for port in proto.graph.input):
+            self._errors = [ParserError(-1, "an input has a type that TensorRT has not", lost)]
         refused = faults().get("refuse", "").split("+")
         stop = faults().get("stop", "")
-        for index, node in enumerate(proto.graph.node):
-            if node.op_type in refused or not onnx.defs.has(node.op_type, node.domain):
-                self._errors.append(ParserError(index, f"no importer for\n  {node.op_type}"))
-        stopped = [i for i, node in enumerate(proto.graph.node) if node.op_type == stop][:1]
-        self._errors += [ParserError(index, "assertion failed") for index in stopped]
-        bad = {error.node() for error in self._errors}
-        first = min(bad) if stopped else len(proto.graph.node)
-        run: list[int] = []
-        for index in range(len(proto.graph.node) + 1):
-            if index in bad or index == len(proto.graph.node):
-                if run:
-                    self._subgraphs.append((run, run[0] < first or not bad))
-                run = []
-            else:
-                run.append(index)
+        if not self._errors:
+            for index, node in enumerate(nodes):
+                if node.op_type in refused or not onnx.defs.has(node.op_type, node.domain):
+                    self._errors.append(ParserError(index, f"no importer for\n  {node.op_type}"))
+                if node.op_type == stop:
+                    self._errors.append(ParserError(index, "assertion failed"))
+                    break
+        for error in self._errors:
+            self._logger.log(ILogger.Severity.ERROR, f"While parsing node number {error.node()}: {error.desc()}")
+        last = self._errors[-1].node() if self._errors else -1
+        fresh = True
+        for index, node in enumerate(nodes):
+            left_out = index == last or (bool(lost) and bool(self._errors) and lost in node.input)
+            if not left_out:
+                if fresh:
+                    self._subgraphs.append(([], not self._errors))
+                self._subgraphs[-1][0].append(index)
+            fresh = left_out
         return not self._errors
 
     def supports_model_v2(self, model: bytes, path: str | None = None) -> bool:
@@ -275,6 +291,9 @@ class IBuilderConfig:
         return int(self._pools[pool])
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        if "add-profile" in faults():
+            self._logger.log(ILogger.Severity.ERROR, "the profile is incomplete")
+            return -1
         self._profiles.append(profile)
         return len(self._profiles) - 1
 
@@ -299,13 +318,13 @@ class Builder:
             raise TypeError("pybind11::init(): factory function returned nullptr")
         self.logger = logger
 
-    def create_network(self, flags: int = 0) -> INetworkDefinition:
+    def create_network(self, flags: int = 0) -> INetworkDefinition | None:
         if not flags & 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED):
             raise AssertionError("TensorRT 10 would choose types by itself")
-        return INetworkDefinition(self.logger)
+        return None if "null-network" in faults() else INetworkDefinition(self.logger)
 
-    def create_builder_config(self) -> IBuilderConfig:
-        return IBuilderConfig(self.logger)
+    def create_builder_config(self) -> IBuilderConfig | None:
+        return None if "null-config" in faults() else IBuilderConfig(self.logger)
 
     def create_optimization_profile(self) -> IOptimizationProfile:
         return IOptimizationProfile()
@@ -313,20 +332,17 @@ class Builder:
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> IHostMemory | None:
         for fault, text in (
             ("no-tactic", "could not find any implementation for node {ForeignNode[x...y]}"),
+            ("no-workspace", "could not find any implementation for node x (due to insufficient workspace)"),
             ("build-memory", "Requested amount of GPU memory could not be allocated: out of memory"),
         ):
             if fault in faults():
                 self.logger.log(ILogger.Severity.ERROR, text)
                 return None
-        told = config.progress_monitor
-        if told is not None:
-            told.phase_start("Building Engine", None, 2)
-            told.phase_start("Tactics", "Building Engine", 4)
-            for step in range(4):
-                told.step_complete("Tactics", step)
-            told.phase_finish("Tactics")
-            told.step_complete("Building Engine", 1)
-            told.phase_finish("Building Engine")
+        if config.progress_monitor is not None and not _told(config.progress_monitor):
+            return None
+        # Kernels that do not fit are passed over; it is an error in the log, and none of the build.
+        if "skipped" in faults():
+            self.logger.log(ILogger.Severity.ERROR, "Skipping tactic 3 due to OutOfMemory error")
         detail = config.profiling_verbosity is ProfilingVerbosity.DETAILED
         shapes = [profile._shapes for profile in config._profiles]
         model = network._model.SerializeToString()
@@ -334,8 +350,27 @@ class Builder:
         return IHostMemory(b"FAKE" + pickle.dumps((model, shapes, gpu, __version__, detail)))
 
 
+def _told(monitor: IProgressMonitor) -> bool:
+    """Tells a build's progress; False where it is to end. What is raised is printed, as the real bindings do."""
+    steps: list[tuple[Any, ...]] = [("phase_start", "Building Engine", None, 2)]
+    steps += [("phase_start", "Tactics", "Building Engine", 4)]
+    steps += [("step_complete", "Tactics", step) for step in range(4)]
+    steps += [("phase_finish", "Tactics"), ("step_complete", "Building Engine", 1), ("phase_finish", "Building Engine")]
+    for name, *arguments in steps:
+        try:
+            found = getattr(monitor, name)(*arguments)
+        except BaseException as error:
+            sys.stderr.write(f"[ERROR] Exception caught in {name}(): {error}\n")
+            found = False
+        if name == "step_complete" and not found:
+            return False
+    return True
+
+
 class Runtime:
     def __init__(self, logger: ILogger) -> None:
+        if "null-runtime" in faults():
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self.logger = logger
         self.engine_host_code_allowed = False
 
@@ -398,6 +433,7 @@ class ICudaEngine:
         self._ports = [p for p in graph.input if p.name not in held] + list(graph.output)
         self._inputs = {p.name for p in graph.input} - held
         self.num_layers = len(graph.node)
+        self._on_host = faults().get("host", "").split("+")
 
     @property
     def num_io_tensors(self) -> int:
@@ -424,7 +460,7 @@ class ICudaEngine:
         return TensorIOMode.INPUT if name in self._inputs else TensorIOMode.OUTPUT
 
     def get_tensor_location(self, name: str) -> TensorLocation:
-        return TensorLocation.DEVICE
+        return TensorLocation.HOST if name in self._on_host else TensorLocation.DEVICE
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return _KINDS[str(self._dtype(name))]
@@ -479,6 +515,8 @@ class IExecutionContext:
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         if not 0 <= profile_index < self._of.num_optimization_profiles:
             return self._no(f"there is no profile {profile_index}")
+        if "take-profile" in faults():
+            return self._no("no such profile now")
         self._profile, self._memory = profile_index, (0, 0)
         return True
 
@@ -495,14 +533,19 @@ class IExecutionContext:
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        if not memory or memory % _cuda.ALIGNMENT:
+            return self._no(f"the address {memory} is null, or no multiple of {_cuda.ALIGNMENT}")
         self._addresses[name] = memory
-        return bool(memory) or self._no("the address is null")
+        return True
 
     def set_output_allocator(self, name: str, output_allocator: Any) -> bool:
         self._allocators[name] = output_allocator
         return True
 
     def infer_shapes(self) -> list[str]:
+        if "infer" in faults():
+            self._no("the shapes contradict each other")
+            raise RuntimeError("infer_shapes: an internal error")
         return sorted(self._of._inputs - self._shapes.keys())
 
     def get_tensor_shape(self, name: str) -> Dims:
@@ -511,8 +554,9 @@ class IExecutionContext:
         return Dims(self._of._inferred(self._shapes)[name])
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        if "run" in faults():
-            return self._no("cask failure")
+        for fault, text in (("run", "cask failure"), ("run-memory", "Cuda Runtime (out of memory)")):
+            if fault in faults():
+                return self._no(text)
         wanted = self._of.get_device_memory_size_for_profile_v2(self._profile or 0)
         if self._profile is None or (self._managed and self._memory[1] < wanted):
             return self._no("a profile has to be chosen, and memory given for it")
@@ -524,24 +568,41 @@ class IExecutionContext:
         known = self._of._inferred(shapes)
         for name, shape in {**shapes, **known}.items():
             nbytes = int(np.prod(shape)) * self._of._dtype(name).itemsize
-            if min(shape, default=0) >= 0 and not _cuda.holds(addresses.get(name, 0), nbytes):
-                return self._no(f"no memory of the device for {name}")
+            on_host = self._of.get_tensor_location(name) is TensorLocation.HOST
+            if min(shape, default=0) >= 0 and _cuda.holds(addresses.get(name, 0), nbytes) == on_host:
+                return self._no(f"no memory of the {'host' if on_host else 'device'} for {name}")
             if min(shape, default=0) < 0 and name not in self._allocators:
                 return self._no(f"nobody gives memory for {name}")
         stream = _cuda.streams[stream_handle]
-        stream.put(lambda: self._compute(shapes, addresses, known))
+        unknown = [name for name, shape in known.items() if min(shape, default=0) < 0]
+        if not unknown:
+            stream.put(lambda: self._write(self._computed(shapes, addresses), addresses))
+            return True
+        # As the real one: whoever gives memory for what only the numbers tell is asked before this returns.
+        stream.finish()
+        found = self._computed(shapes, addresses)
+        for name in unknown:
+            # Exceptions end in the bindings, which answer a null pointer for them.
+            try:
+                address = self._allocators[name].reallocate_output_async(name, 0, found[name].nbytes, 256, 0)
+            except BaseException:
+                address = 0
+            if not address:
+                return self._no("the output allocator returned null")
+            if "untold" not in faults():
+                self._allocators[name].notify_shape(name, Dims(found[name].shape))
+            addresses[name] = address
+        stream.put(lambda: self._write(found, addresses))
         return True
 
-    def _compute(self, shapes: dict[str, Any], addresses: dict[str, int], known: dict[str, Any]) -> None:
+    def _computed(self, shapes: dict[str, Any], addresses: dict[str, int]) -> dict[str, Any]:
         feeds = {n: _read(addresses[n], self._of._dtype(n), shapes[n]) for n in self._of._inputs}
         names = [port.name for port in self._of._ports if port.name not in self._of._inputs]
-        for name, array in zip(names, self._of._session.run(names, feeds), strict=True):
-            address = addresses.get(name, 0)
-            if min(known[name], default=0) < 0:
-                address = self._allocators[name].reallocate_output_async(name, 0, array.nbytes, 256, 0)
-                self._allocators[name].notify_shape(name, Dims(array.shape))
-            if address:
-                ctypes.memmove(address, np.ascontiguousarray(array).ctypes.data, array.nbytes)
+        return dict(zip(names, self._of._session.run(names, feeds), strict=True))
+
+    def _write(self, found: dict[str, Any], addresses: dict[str, int]) -> None:
+        for name, array in found.items():
+            ctypes.memmove(addresses[name], np.ascontiguousarray(array).ctypes.data, array.nbytes)
 
     def _no(self, text: str) -> bool:
         self._of._logger.log(ILogger.Severity.ERROR, text)

@@ -2,7 +2,9 @@
 
 What is put into a stream is done when it is waited for, as late as a real one may, so that a missing wait shows. The
 names and arguments are those of the real module, which a test compares. FAKE_CUDA holds faults, comma-separated:
-`none` (no device), `old` (no driver), `memory=N` (bytes of the device), `capture` (no stream can be captured).
+`none` (no device), `old` (no driver), `memory=N` (bytes of the device), `capture` (no stream can be captured;
+with `capture-breaks` nothing can be run after it),
+`pinned=E` (pinning gives the error E), `wait` (whatever is waited for has failed).
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from typing import Any
 import numpy as np
 
 cudaStreamNonBlocking = 1
-cudaHostRegisterDefault = 0
+cudaHostAllocDefault = 0
+cudaEventDisableTiming = 2
+cudaStreamLegacy = 1
+ALIGNMENT = 256
 MEMORY = 8 << 30
 
 
@@ -28,6 +33,10 @@ class cudaError_t(IntEnum):
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
+    cudaErrorOperatingSystem = 304
+    cudaErrorIllegalAddress = 700
+    cudaErrorNotPermitted = 800
+    cudaErrorNotSupported = 801
     cudaErrorStreamCaptureUnsupported = 900
 
 
@@ -43,11 +52,14 @@ class cudaStreamCaptureMode(IntEnum):
 OK = cudaError_t.cudaSuccess
 WRONG = cudaError_t.cudaErrorInvalidValue
 _lock = threading.Lock()
-_numbers = itertools.count(1)
+_numbers = itertools.count(100)
 memory: dict[int, np.ndarray[Any, Any]] = {}
 """What is allocated on the device, by address."""
-pinned: dict[int, int] = {}
-"""Bytes of pinned memory by address."""
+pinned: dict[int, np.ndarray[Any, Any]] = {}
+"""Pinned memory by address."""
+events: dict[int, list[str]] = {}
+calls: list[str] = []
+"""What was allocated, freed, waited for or made to follow, in order; for tests to empty and read."""
 streams: dict[int, Stream] = {}
 graphs: dict[int, list[Callable[[], None]]] = {}
 
@@ -55,10 +67,16 @@ graphs: dict[int, list[Callable[[], None]]] = {}
 class Stream:
     def __init__(self) -> None:
         self.work: list[Callable[[], None]] = []
-        self.capturing = False
+        self.capturing = self.broken = False
 
     def put(self, action: Callable[[], None]) -> None:
         self.work.append(action)
+
+    def finish(self) -> None:
+        """Does what was put into it."""
+        work, self.work = self.work, []
+        for action in work:
+            action()
 
 
 def faults() -> dict[str, str]:
@@ -68,7 +86,10 @@ def faults() -> dict[str, str]:
 
 def live() -> dict[str, int]:
     """What is held: all 0 where everything was given back."""
-    return {"memory": len(memory), "pinned": len(pinned), "streams": len(streams), "graphs": len(graphs)}
+    return {
+        "memory": len(memory), "pinned": len(pinned), "streams": len(streams), "graphs": len(graphs),
+        "events": len(events),
+    }  # fmt: skip
 
 
 def holds(address: int, nbytes: int) -> bool:
@@ -117,23 +138,63 @@ def cudaMalloc(size: int) -> tuple[cudaError_t, int | None]:
         room = int(faults().get("memory", MEMORY))
         if sum(held.nbytes for held in memory.values()) + size > room:
             return cudaError_t.cudaErrorMemoryAllocation, None
-        held = np.full(size, 0xAB, np.uint8)  # nobody may rely on zeros
+        calls.append("malloc")
+        held = _aligned(size)
+        held[...] = 0xAB  # nobody may rely on zeros
         memory[held.ctypes.data] = held
         return OK, held.ctypes.data
 
 
+def _aligned(size: int) -> np.ndarray[Any, Any]:
+    whole = np.empty(size + ALIGNMENT, np.uint8)
+    start = -whole.ctypes.data % ALIGNMENT
+    return whole[start : start + size]
+
+
 def cudaFree(devPtr: int) -> tuple[cudaError_t]:
     with _lock:
+        calls.append("free")
         return (OK if memory.pop(devPtr, None) is not None else WRONG,)
 
 
-def cudaHostRegister(ptr: int, size: int, flags: int) -> tuple[cudaError_t]:
-    pinned[ptr] = size
+def cudaHostAlloc(size: int, flags: int) -> tuple[cudaError_t, int | None]:
+    fault = faults().get("pinned")
+    if fault:
+        return cudaError_t[fault], None
+    with _lock:
+        held = _aligned(size)
+        held[...] = 0xCD
+        pinned[held.ctypes.data] = held
+        return OK, held.ctypes.data
+
+
+def cudaFreeHost(ptr: int) -> tuple[cudaError_t]:
+    with _lock:
+        return (OK if pinned.pop(ptr, None) is not None else WRONG,)
+
+
+def cudaEventCreateWithFlags(flags: int) -> tuple[cudaError_t, int]:
+    number = next(_numbers)
+    events[number] = []
+    return OK, number
+
+
+def cudaEventRecord(event: int, stream: int) -> tuple[cudaError_t]:
+    if stream != cudaStreamLegacy and stream not in streams:
+        return (WRONG,)
+    events[event] = ["default" if stream == cudaStreamLegacy else "stream"]
     return (OK,)
 
 
-def cudaHostUnregister(ptr: int) -> tuple[cudaError_t]:
-    return (OK if pinned.pop(ptr, None) is not None else WRONG,)
+def cudaStreamWaitEvent(stream: int, event: int, flags: int) -> tuple[cudaError_t]:
+    if stream not in streams:
+        return (WRONG,)
+    calls.extend(f"follow {recorded}" for recorded in events[event])
+    return (OK,)
+
+
+def cudaEventDestroy(event: int) -> tuple[cudaError_t]:
+    return (OK if events.pop(event, None) is not None else WRONG,)
 
 
 def cudaStreamCreateWithFlags(flags: int) -> tuple[cudaError_t, int]:
@@ -148,17 +209,18 @@ def cudaStreamDestroy(stream: int) -> tuple[cudaError_t]:
 
 def cudaStreamSynchronize(stream: int) -> tuple[cudaError_t]:
     held = streams[stream]
+    calls.append("wait")
     if held.capturing:
         return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
-    work, held.work = held.work, []
-    for action in work:
-        action()
+    if held.broken or "wait" in faults():
+        return (cudaError_t.cudaErrorIllegalAddress,)
+    held.finish()
     return (OK,)
 
 
 def cudaMemcpyAsync(dst: int, src: int, count: int, kind: cudaMemcpyKind, stream: int) -> tuple[cudaError_t]:
     device, host = (dst, src) if kind is cudaMemcpyKind.cudaMemcpyHostToDevice else (src, dst)
-    if not holds(device, count) or not any(a <= host and host + count <= a + n for a, n in pinned.items()):
+    if not holds(device, count) or holds(host, 1):
         return (WRONG,)
 
     def copy() -> None:
@@ -170,6 +232,7 @@ def cudaMemcpyAsync(dst: int, src: int, count: int, kind: cudaMemcpyKind, stream
 
 def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> tuple[cudaError_t]:
     if "capture" in faults():
+        streams[stream].broken = "capture-breaks" in faults()
         return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
     streams[stream].capturing = True
     return (OK,)
