@@ -199,7 +199,9 @@ class Registry:
             found = call_in_child(f"probing {name}", _probe_device, registered.adapter, seconds=60)
         except PaddockError as error:
             # Not remembered: what crashed or hung once may be mended by the time of the next try.
-            return Devices(Verdict.no(error.problem, "probing the device in a child process"))
+            return Devices(
+                Verdict.no(error.problem, "probing the device in a child process"), remedy=error.remedy or ""
+            )
         self.store.put("probes", key, _devices().dump_python(found, mode="json"))
         return found
 
@@ -287,7 +289,7 @@ class Registry:
             raise undeclared  # before a process is started to ask for devices
         devices = self.devices(registered, probe)
         if not devices.verdict.usable:
-            raise NotAvailable(f"{name}: {devices.verdict.reason}", remedy=probe.remedy or "see `paddock doctor`")
+            raise NotAvailable(f"{name}: {devices.verdict.reason}", remedy=devices.remedy or probe.remedy or None)
         return pick_device(name, devices, config)
 
     def references(self, format: str) -> list[Registered]:

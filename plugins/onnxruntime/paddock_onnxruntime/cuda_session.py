@@ -11,6 +11,7 @@ from paddock.spi import Observed
 from pydantic import BaseModel, ByteSize, ConfigDict
 
 from paddock_onnxruntime import nvidia
+from paddock_onnxruntime.installed import GPU
 from paddock_onnxruntime.kernels import CPU, CUDA
 from paddock_onnxruntime.named import DATA_FOLDER, Source, full_name
 from paddock_onnxruntime.session import ASSIGNMENT, LEVELS, SPINNING, OnnxRuntimeOptions, OnnxRuntimeSession
@@ -80,11 +81,7 @@ def session(model: Source, options: CudaOptions, device: int, fixed: Mapping[str
     """
     import onnxruntime
 
-    cuda = onnxruntime.cuda_version if hasattr(onnxruntime, "cuda_version") else ""
-    try:
-        nvidia.load(cuda)
-    except OSError as error:
-        raise NotAvailable(f"NVIDIA's libraries cannot be loaded: {error}", remedy="`paddock doctor`") from error
+    nvidia.load()
     # What it logs beside, a line for each session among it, is in what is raised here where it matters.
     onnxruntime.set_default_logger_severity(_FATAL)
     settings = onnxruntime.SessionOptions()
@@ -102,10 +99,11 @@ def session(model: Source, options: CudaOptions, device: int, fixed: Mapping[str
     )
     made.disable_fallback()  # the same where a run fails
     if CUDA not in made.get_providers():
-        lacking = "; ".join(lack.what for lack in nvidia.lacks(cuda))
+        lacking = nvidia.lacks()
+        told = "; ".join(lack.what for lack in lacking) or "it did not load"
         raise NotAvailable(
-            f"onnxruntime left its CUDA provider out and would compute on the CPU: {lacking or 'it did not load'}",
-            remedy="`paddock doctor` says what is missing",
+            f"onnxruntime left its CUDA provider out and would compute on the CPU: {told}",
+            remedy=nvidia.remedy(lacking) or f"pip install --force-reinstall {GPU}",
         )
     return made
 

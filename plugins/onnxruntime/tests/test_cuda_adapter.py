@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from onnx import helper as h
 from paddock.diff import diff
 from paddock.errors import BuildFailed, MemoryRefused, NotAvailable, Unsupported
 from paddock.graph import Graph, Node, Value
-from paddock.libraries import find_library
+from paddock.libraries import Driver, find_library
 from paddock.plan import Answer, Precision
 from paddock.registry import Registry
 from paddock.spi import Context
@@ -38,8 +40,9 @@ ort = pytest.importorskip("onnxruntime")
 
 
 WHEEL = Installed("onnxruntime-gpu", "1.31.1", Path("/nowhere"), "13.0")
+WHEEL_12 = Installed("onnxruntime-gpu", "1.31.1", Path("/nowhere"), "12.8")
 PLAIN = Installed("onnxruntime", "1.32.0", Path("/nowhere"))
-NAMES = tuple(library.name for library in nvidia.libraries("13.0"))
+NAMES = tuple(library.name for library in nvidia.LIBRARIES)
 
 
 def saved(
@@ -56,11 +59,13 @@ def saved(
 
 def host(monkeypatch: pytest.MonkeyPatch, here: Installed | None, driver: str | None, *absent: str) -> None:
     """A host with this onnxruntime, this driver, and all of NVIDIA's libraries but those named."""
-    there = {**{n: Path(f"/wheels/{n}") for n in NAMES}, "libcuda.so.1": Path(f"/usr/lib/libcuda.so.{driver}")}
-    lost = {*absent, *(["libcuda.so.1"] if driver is None else [])}
+    there = {n: Path(f"/wheels/{n}") for n in NAMES if n not in absent}
+    found = None
+    if driver is not None:
+        found = Driver(Path(f"/usr/lib/libcuda.so.{driver}"), driver, int(driver.partition(".")[0] or 0))
     monkeypatch.setattr(cuda_module, "installed", lambda: here)
-    monkeypatch.setattr(nvidia, "find_library", lambda n, folders=(): None if n in lost else there.get(n))
-    monkeypatch.setattr(nvidia, "_MODULE", Path("/nowhere"))
+    monkeypatch.setattr(nvidia, "find_library", lambda n, folders=(): there.get(n))
+    monkeypatch.setattr(nvidia, "find_driver", lambda name, library: found)
 
 
 # What is missing
@@ -80,7 +85,7 @@ def test_a_host_that_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, "580.1", (), "missing: onnxruntime-gpu", INSTALL),
         (PLAIN, "580.1", (), "missing: onnxruntime-gpu (onnxruntime 1.32.0 is the CPU's build)", INSTALL),
-        (WHEEL, None, (), "missing: NVIDIA's driver 580 or newer (libcuda.so.1)", "the driver comes with the system"),
+        (WHEEL, None, (), "missing: NVIDIA's driver 580 or newer (libcuda.so.1)", "install NVIDIA's driver, 580"),
         (WHEEL, "570.86.15", (), "NVIDIA's driver 580 or newer for CUDA 13 (570.86.15 is here)", "driver"),
         (WHEEL, "580.1", ("libcudnn.so.9",), "missing: cuDNN 9 (libcudnn.so.9)", "pip install nvidia-cudnn-cu13"),
         (
@@ -88,7 +93,9 @@ def test_a_host_that_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
             "missing: CUDA 13 (libcublasLt.so.13, libcublas.so.13, libcurand.so.10)",
             "pip install nvidia-cublas nvidia-curand",
         ),
-        (WHEEL, None, ("libcudnn.so.9",), "(libcuda.so.1); cuDNN 9 (libcudnn.so.9)", "nvidia-cudnn-cu13; the driver"),
+        (WHEEL, None, ("libcudnn.so.9",), "(libcuda.so.1); cuDNN 9 (libcudnn.so.9)", "nvidia-cudnn-cu13; install"),
+        (None, None, ("libcudnn.so.9",), "(libcuda.so.1); cuDNN 9 (libcudnn.so.9)", f"{INSTALL}; install NVIDIA's"),
+        (WHEEL_12, "580.1", (), "missing: onnxruntime-gpu for CUDA 13 (1.31.1 is built for CUDA 12.8)", INSTALL),
     ],
 )  # fmt: skip
 def test_it_says_exactly_what_is_missing(
@@ -114,14 +121,17 @@ def test_both_builds_in_one_environment_are_refused(monkeypatch: pytest.MonkeyPa
     assert not probe.verdict.usable and "takes the same import name" in probe.verdict.reason
 
 
-@pytest.mark.parametrize("kind", ["", "Open "])
-def test_the_drivers_version_is_the_kernel_modules(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = tmp_path / "version"
-    said.write_text(
-        f"NVRM version: NVIDIA UNIX {kind}Kernel Module for x86_64  580.159.04  Release Build\nGCC version:\n"
-    )
-    monkeypatch.setattr(nvidia, "_MODULE", said)
-    assert nvidia.driver_version() == "580.159.04"
+def test_a_driver_that_does_not_start_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`paddock doctor` says no more; and by an error, which is not remembered for the next time."""
+
+    def tell(status: int, text: Any) -> None:
+        text._obj.value = b"not now"
+
+    library = SimpleNamespace(cuInit=lambda flags: 802, cuGetErrorString=tell)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    with pytest.raises(NotAvailable, match=r"the driver says: not now \(802\)") as refused:
+        GpuCuda.probe_device()
+    assert refused.value.remedy == nvidia.GPU_REMEDY
 
 
 def test_what_is_installed_here_is_what_would_be_imported() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paddock import libraries
 from paddock_tensorrt import cuda, sdk
 
 HERE = Path(__file__).parent
@@ -24,12 +25,14 @@ def _forget() -> None:
             del sys.modules[name]
     sdk.tensorrt.cache_clear()
     cuda.runtime.cache_clear()
+    libraries._library_path.cache_clear()
 
 
 def _fake(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[pytest.MonkeyPatch]:
     pytest.importorskip("onnxruntime")
     monkeypatch.setenv("PADDOCK_CACHE", str(cache))  # what is kept with a fault is not for other tests
     monkeypatch.syspath_prepend(str(FAKE))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(FAKE / "driver"), prepend=os.pathsep)
     for name in ("FAKE_TENSORRT", "FAKE_CUDA"):
         monkeypatch.delenv(name, raising=False)
     _forget()
