@@ -38,7 +38,7 @@ from paddock.spi import (
 from pydantic import BaseModel, ByteSize
 
 from paddock_onnxruntime import cuda_footprint, nvidia
-from paddock_onnxruntime.cuda_session import CudaOptions, CudaSession, astray, placed, session
+from paddock_onnxruntime.cuda_session import NO_MEMORY, CudaOptions, CudaSession, astray, placed, session
 from paddock_onnxruntime.host_nodes import host_names
 from paddock_onnxruntime.installed import GPU, PLAIN, Installed, installed
 from paddock_onnxruntime.kernels import CPU, CUDA, registry
@@ -48,7 +48,6 @@ from paddock_onnxruntime.session import short
 
 INSTALL = "pip install paddock-onnxruntime[cuda] in an environment without onnxruntime, as `make .venv-gpu/.ready` does"
 _METADATA = "package metadata and the files of libraries"
-_MEMORY = re.compile(r"out of memory|Available memory of \d+ is smaller|Failed to allocate memory", re.IGNORECASE)
 
 
 class GpuCuda(Adapter):
@@ -252,7 +251,7 @@ def named(path: Path, cast_depths: Sequence[int] = ()) -> Source:
 def _refused(error: Exception, path: Path) -> Exception:
     """Paddock's error for what onnxruntime raises where it makes a session."""
     said = short(error)
-    if _MEMORY.search(said):
+    if NO_MEMORY.search(said):
         remedy = "free the device's memory, raise memory.limit or options.arena_limit, or lower batch_size"
         return MemoryRefused(f"the device's memory does not hold it: {said}", remedy=remedy)
     found = re.search(r"node with name '(.*?)'", said)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto as T
 from onnx import helper as h
 from paddock.diff import diff
-from paddock.errors import BuildFailed, MemoryRefused, NotAvailable, Unsupported
+from paddock.errors import BuildFailed, Exhausted, MemoryRefused, NotAvailable, OtherShape, Unsupported
 from paddock.graph import Graph, Node, Value
 from paddock.libraries import Driver, find_library
 from paddock.plan import Answer, Precision
@@ -363,6 +363,97 @@ def test_outputs_are_written_into_the_callers_arrays(tmp_path: Path) -> None:
     np.testing.assert_array_equal(y, -x)
     made.close()
     made.close()
+
+
+class Device:
+    """onnxruntime's session on a device, as far as outputs go: copied to their places by the number of elements.
+
+    So does its DataTransferManager; before, onnxruntime compares nothing where an output is made on a device.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def io_binding(self) -> Any:
+        self.fed: dict[str, Any] = {}
+        self.places: dict[str, Any] = {}
+        return self
+
+    def bind_cpu_input(self, name: str, array: Any) -> None:
+        self.fed[name] = array
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        self.fed[name] = value.numpy()
+
+    def bind_ortvalue_output(self, name: str, value: Any) -> None:
+        self.places[name] = value.numpy()
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        for output, place in self.places.items():
+            (found,) = self._inner.run([output], self.fed)
+            if found.size != place.size:
+                raise RuntimeError(
+                    f"[ONNXRuntimeError] : 1 : FAIL : Tensor size mismatch: source tensor size is {found.size}, "
+                    f"destination tensor size is {place.size}"
+                )
+            place.ravel()[...] = found.ravel()
+
+    def get_outputs_as_ortvaluevector(self) -> list[Any]:
+        return []
+
+
+def turned(folder: Path, shape: tuple[Any, ...]) -> CudaSession:
+    path = saved([h.make_node("Transpose", ["x"], ["y"], perm=[1, 0])], folder, {}, shape)
+    return CudaSession(Device(ort.InferenceSession(path.read_bytes(), providers=[CPU])), ("y",), 1)
+
+
+@pytest.mark.parametrize("shape", [("n", "m"), ("n", 256), (128, "m"), (128, 256)])
+def test_an_output_of_another_shape_is_told_whatever_its_count(shape: tuple[Any, ...], tmp_path: Path) -> None:
+    """On a device onnxruntime would fill an array of [m, n] with an output of [n, m], and say nothing."""
+    made, x = turned(tmp_path, shape), np.arange(128 * 256, dtype=np.float32).reshape(128, 256)
+    for wrong in ((128, 256), (256, 127), (512, 64)):
+        with pytest.raises(OtherShape) as told:
+            made.run_into({"x": x}, {"y": np.empty(wrong, np.float32)})
+        assert (told.value.output, told.value.given, told.value.found) == ("y", wrong, (256, 128))
+    right = np.empty((256, 128), np.float32)
+    made.run_into({"x": x}, {"y": right})
+    np.testing.assert_array_equal(right, x.T)
+
+
+def test_an_output_is_bound_on_a_device_where_its_count_tells_its_shape(tmp_path: Path) -> None:
+    y = np.empty((256, 128), np.float32)
+    assert turned(tmp_path, ("n", "m")).bind({"y": y}) == frozenset()
+    assert turned(tmp_path, ("n", 256)).bind({"y": y}) == {"y"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 2: out of memory ; GPU=0",
+        "Available memory of 1048576 is smaller than requested bytes of 67108864",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+    ],
+)
+def test_a_request_that_the_memory_does_not_hold_is_told_so(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = turned(tmp_path, ("n", 256))
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError(said)
+
+    x, y = np.ones((128, 256), np.float32), np.empty((256, 128), np.float32)
+    monkeypatch.setattr(made._inner, "run", fail, raising=False)
+    monkeypatch.setattr(made._inner, "run_with_iobinding", fail)
+    with pytest.raises(Exhausted, match="does not hold this request"):
+        made.run({"x": x})
+    with pytest.raises(Exhausted, match="does not hold this request"):
+        made.run_into({"x": x}, {"y": y})
+    monkeypatch.undo()
+    np.testing.assert_array_equal(made.run({"x": x})["y"], x.T)
 
 
 @pytest.mark.parametrize(
