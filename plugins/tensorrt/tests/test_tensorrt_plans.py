@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from paddock.planning.shapes import admits
 from paddock.registry import Registry
 from paddock.spi import Context
 from paddock_tensorrt import build, layers, present
-from paddock_tensorrt.adapter import GpuTensorRt
+from paddock_tensorrt.adapter import EITHER, QUANTIZATION, GpuTensorRt
 from paddock_tensorrt.operators import Asked, verdicts
 from paddock_tensorrt.present import Present, judge, look
 from paddock_tensorrt.profiles import MOST, profiles, unbounded
@@ -315,6 +318,47 @@ def test_the_bar_grows_with_nested_phases() -> None:
     bar.finish("never started")
     bar.finish("Building")
     assert bar.share() == 0.0
+
+
+# What quantising needs
+
+
+@pytest.mark.parametrize(
+    ("absent", "remedy"),
+    [
+        (["ml_dtypes"], QUANTIZATION),
+        (["onnxruntime"], EITHER),
+        (["paddock_onnxruntime", "onnxruntime"], f"{QUANTIZATION}; {EITHER}"),
+    ],
+)
+def test_the_remedy_for_int8_names_what_is_absent(
+    absent: list[str], remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
+    with pytest.raises(NotAvailable) as refused:
+        adapter_of(config_of(), None).quantizer(model_of(net(tmp_path / "net.onnx")), [], tmp_path)
+    assert refused.value.remedy == remedy
+
+
+def test_no_extra_of_it_brings_a_build_of_onnxruntime() -> None:
+    """The CPU's would lie over the files of gpu/cuda's, in the same environment."""
+    assert brought("paddock-tensorrt", "quantization") >= {"paddock-onnxruntime", "ml_dtypes"}
+    for extra in ("sdk", "device", "quantization"):
+        assert not {"onnxruntime", "onnxruntime-gpu"} & brought("paddock-tensorrt", extra)
+    assert "onnxruntime" in brought("paddock-onnxruntime", "sdk"), "or this could not fail"
+
+
+def brought(distribution: str, extra: str) -> set[str]:
+    """The distributions that an extra of ours brings, ours with theirs."""
+    project = Path(__file__).resolve().parents[2] / distribution.removeprefix("paddock-") / "pyproject.toml"
+    found = set()
+    for line in tomllib.loads(project.read_text())["project"]["optional-dependencies"][extra]:
+        name, _, extras = re.sub(r"[\]=<>].*", "", line).partition("[")
+        found.add(name)
+        if name.startswith("paddock-"):
+            found |= {each for inner in filter(None, extras.split(",")) for each in brought(name, inner)}
+    return found
 
 
 # Through the core
