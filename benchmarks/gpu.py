@@ -35,7 +35,7 @@ TARGET_US = 20.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table, and writes it as JSON where asked; 2 without a GPU, 1 where something failed or was left."""
+    """Prints a table, and writes it as JSON where asked; 2 without a GPU, 1 where anything failed or may be left."""
     asked = _parser().parse_args(arguments)
     here, missing = available(asked.adapter or GPUS)
     if not here:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print("\n".join(map(line, found)), flush=True)
     if asked.json is not None:
         asked.json.write_text(json.dumps({**facts(here), "rows": [asdict(row) for row in rows]}, indent=1))
-    return int(failed or not rows or any(row.left for row in rows))
+    return int(failed or not rows or any(row.left or (row.left is None and row.adapter in GPUS) for row in rows))
 
 
 def available(names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:

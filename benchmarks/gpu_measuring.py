@@ -67,7 +67,10 @@ def _row(label: str, path: Path, adapter: str, precision: str, batch: int) -> Ro
         else:
             given = dict(zip(names, feeds.values(), strict=True))
             apart = _apart(list(deployment.run(feeds).values()), native.run(given))
-            ours = lambda: deployment.run(feeds)  # noqa: E731
+
+            def ours() -> object:
+                return deployment.run(feeds)
+
             figures = dict(compare_calls(lambda: native.run(given), ours, BLOCKS, BLOCK_SECONDS))
             native.close()
             del native

@@ -10,11 +10,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from benchmarks.native import Feeds, Runner, onnxruntime
+from benchmarks.native import Runner, onnxruntime
 
 
 @dataclass(frozen=True)
@@ -39,63 +36,10 @@ def cuda(path: Path, batch: int) -> Native:
 
 
 def tensorrt(path: Path, batch: int) -> Native:
-    """TensorRT as trtexec does it: one engine for this batch, one context, copies and kernels on one stream."""
-    import tensorrt as trt
-    from cuda.bindings import runtime
+    """TensorRT as trtexec runs it, which is imported where it is measured."""
+    from benchmarks import gpu_tensorrt
 
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    strongly = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strongly is None else 1 << int(strongly))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        raise RuntimeError("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    with suppress(AttributeError):  # where float32 is TF32 unless that is cleared
-        config.clear_flag(trt.BuilderFlag.TF32)
-    for number in range(network.num_inputs):
-        tensor = network.get_input(number)
-        shape = tuple(batch if extent == -1 else extent for extent in tensor.shape)
-        profile.set_shape(tensor.name, shape, shape, shape)
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise RuntimeError("TensorRT built no engine")
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    context = engine.create_execution_context()
-    names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
-    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    for name in inputs:
-        shape = engine.get_tensor_shape(name)
-        context.set_input_shape(name, tuple(batch if extent == -1 else extent for extent in shape))
-    host = {
-        name: np.empty(tuple(context.get_tensor_shape(name)), trt.nptype(engine.get_tensor_dtype(name)))
-        for name in names
-    }
-    memory = {name: _ok(runtime.cudaMalloc(array.nbytes)) for name, array in host.items()}
-    for name, pointer in memory.items():
-        context.set_tensor_address(name, int(pointer))
-    stream = _ok(runtime.cudaStreamCreate())
-    to, back = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-
-    def run(feeds: Feeds) -> list[Any]:
-        for name in inputs:
-            _ok(runtime.cudaMemcpyAsync(memory[name], feeds[name].ctypes.data, feeds[name].nbytes, to, stream))
-        if not context.execute_async_v3(int(stream)):
-            raise RuntimeError("TensorRT did not run")
-        made = [host[name] for name in names if name not in inputs]
-        for name, array in host.items():
-            if name not in inputs:
-                _ok(runtime.cudaMemcpyAsync(array.ctypes.data, memory[name], array.nbytes, back, stream))
-        _ok(runtime.cudaStreamSynchronize(stream))
-        return [array.copy() for array in made]
-
-    def close() -> None:
-        for pointer in memory.values():
-            _ok(runtime.cudaFree(pointer))
-        _ok(runtime.cudaStreamDestroy(stream))
-
-    return Native(run, close)
+    return Native(*gpu_tensorrt.tensorrt(path, batch))
 
 
 def cpu(path: Path, batch: int) -> Native:
@@ -112,18 +56,15 @@ NATIVE: Mapping[str, Callable[[Path, int], Native]] = {
 
 def free_bytes() -> int | None:
     """Bytes of the current device's memory that are free, by this process's CUDA runtime; None without one."""
+    with suppress(ImportError):
+        from cuda.bindings import runtime
+
+        status, free, _ = runtime.cudaMemGetInfo()
+        return int(free) if int(status) == 0 else None
     for library in ("libcudart.so.13", "libcudart.so.12"):
         with suppress(OSError, AttributeError):
             left, total = ctypes.c_size_t(), ctypes.c_size_t()
-            runtime = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-            if runtime.cudaMemGetInfo(ctypes.byref(left), ctypes.byref(total)) == 0:
+            loaded = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+            if loaded.cudaMemGetInfo(ctypes.byref(left), ctypes.byref(total)) == 0:
                 return left.value
     return None
-
-
-def _ok(answer: Any) -> Any:
-    """What a call of cuda-bindings gives beside its status, which has to be success."""
-    status, *rest = answer
-    if int(status) != 0:
-        raise RuntimeError(f"CUDA says {status}")
-    return rest[0] if rest else None

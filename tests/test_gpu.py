@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.deployment import deploy
-from paddock.errors import AccuracyRefused, PaddockError
+from paddock.errors import NotAvailable
 from paddock.plan import Precision
+from paddock.prepare import prepare
 from paddock.registry import Registry
 from paddock.spi import Adapter
 from paddock.testing.runner import Runner
@@ -24,7 +27,19 @@ from benchmarks.gpu_native import free_bytes
 
 ADAPTERS = [pytest.param(name, marks=pytest.mark.gpu(name)) for name in ("gpu/cuda", "gpu/tensorrt")]
 on_each = pytest.mark.parametrize("name", ADAPTERS)
-READY = Path(__file__).resolve().parents[1] / "adapters_json"
+READY = sorted((Path(__file__).resolve().parents[1] / "adapters_json").glob("gpu-*.json"))
+FIXED = ("recurrent",)
+"""Models whose shapes are all fixed."""
+WITHOUT_EFFECT = (("depthwise", "bf16"), ("segmentation", "bf16"))
+"""Models that have nothing to compute in a precision: ONNX has no bfloat16 convolution in their opset."""
+EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "deepseek": {"tokens": {"min": [1, 1], "max": [4, 64]}},
+    "resnet": {"image": {"min": [1, 3, 224, 224], "max": [4, 3, 224, 224]}},
+    "rotary": {"x": {"min": [1, 1, 256], "max": [4, 64, 256]}},
+}
+"""The shapes that the example models are asked for in."""
+LEFT = {("gpu/tensorrt", "deepseek"): 6}
+"""How many nodes of an example are left to a fallback: Tiles that are exported in float64, and casts beside them."""
 
 
 def class_of(name: str) -> type[Adapter]:
@@ -34,6 +49,27 @@ def class_of(name: str) -> type[Adapter]:
 def config_of(name: str, **fields: Any) -> dict[str, Any]:
     hardware, _, backend = name.partition("/")
     return {"hardware": hardware, "backend": backend, **fields}
+
+
+def asked(name: str, model: str, precision: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A model's file, and the config that it is to be deployed with."""
+    batch = {} if model in FIXED else {"batch_size": 4}
+    return {**ZOO, **MODELS}[model](folder / f"{model}.onnx"), config_of(name, precision=precision, **batch)
+
+
+def example_config(name: str, model: str) -> dict[str, Any]:
+    """What an example model is to be deployed with."""
+    others = {"fallback": ["cpu/onnxruntime"]} if (name, model) in LEFT else {}
+    return config_of(name, shapes=EXAMPLES[model], **others)
+
+
+def denial(name: str, precision: Precision) -> str:
+    """Why the device here does not compute in a precision; "" where it does."""
+    registry = Registry.discover()
+    entry = registry.get(name)
+    (device, *_) = registry.devices(entry, registry.probe(entry)).devices
+    verdict = device.precisions[precision]
+    return "" if verdict.usable else verdict.reason
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +91,63 @@ def test_it_keeps_all_that_it_declares(name: str, runner: Runner) -> None:
 @pytest.mark.parametrize("model", [*sorted(ZOO), *sorted(MODELS)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_models_are_verified_against_the_reference(name: str, model: str, precision: str, tmp_path: Path) -> None:
-    write = {**ZOO, **MODELS}[model]
-    config = config_of(name, precision=precision, batch_size=4)
-    try:
-        with deploy(write(tmp_path / "model.onnx"), config) as deployment:
-            assert deployment.report.outcome == "passed"
-            assert deployment.plan.placement.on(name) == len(deployment.plan.placement.nodes)
-    except AccuracyRefused:
-        raise
-    except PaddockError as error:
-        if precision != "fp32":
-            pytest.skip(f"refused, with the reason: {error.problem}")
-        raise
+    path, config = asked(name, model, precision, tmp_path)
+    if (model, precision) in WITHOUT_EFFECT:
+        with pytest.raises(NotAvailable, match="would have no effect"):
+            deploy(path, config)
+        return
+    denied = denial(name, Precision(precision))
+    if denied:
+        with pytest.raises(NotAvailable, match=re.escape(denied)):
+            deploy(path, config)
+        pytest.skip(f"this device does not compute in {precision}: {denied}")
+    with deploy(path, config) as deployment:
+        assert deployment.report.outcome == "passed"
+        assert deployment.plan.placement.on(name) == len(deployment.plan.placement.nodes)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["gpu/cuda", "gpu/tensorrt"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_what_is_asked_of_a_device_can_be_planned_without_one(name: str, precision: str, tmp_path: Path) -> None:
+    """So that no test of a device fails or is passed over for what is wrong with its own config."""
+    registry = Registry.discover()
+    with Children() as children:
+        for model in {**ZOO, **MODELS}:
+            path, config = asked(name, model, precision, tmp_path)
+            if (model, precision) in WITHOUT_EFFECT:
+                with pytest.raises(NotAvailable, match="would have no effect"):
+                    prepare(path, config, registry=registry, children=children, assume=True)
+                continue
+            prepared = prepare(path, config, registry=registry, children=children, assume=True)
+            prepared.discard()
+            assert prepared.plan.placement.on(name) == len(prepared.plan.placement.nodes), model
 
 
 @on_each
-@pytest.mark.parametrize("model", ["deepseek", "resnet", "rotary"])
+@pytest.mark.parametrize("model", EXAMPLES)
 def test_the_example_models_are_verified(name: str, model: str, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("paddle", reason="the example models are exported by PaddlePaddle")
     path = request.getfixturevalue("models")[model]
-    with deploy(path, config_of(name)) as deployment:
+    with deploy(path, example_config(name, model)) as deployment:
         assert deployment.report.outcome == "passed"
+        placement = deployment.plan.placement
+    assert placement.on(name) == len(placement.nodes) - LEFT.get((name, model), 0)
+
+
+@pytest.mark.parametrize("name", ["gpu/cuda", "gpu/tensorrt"])
+@pytest.mark.parametrize("model", EXAMPLES)
+def test_the_example_models_can_be_planned_without_a_device(
+    name: str, model: str, request: pytest.FixtureRequest
+) -> None:
+    pytest.importorskip("paddle", reason="the example models are exported by PaddlePaddle")
+    path = request.getfixturevalue("models")[model]
+    with Children() as children:
+        prepared = prepare(path, example_config(name, model), children=children, assume=True)
+        prepared.discard()
+    placement = prepared.plan.placement
+    assert placement.on(name) == len(placement.nodes) - LEFT.get((name, model), 0)
+    assert not any("needs a profile" in note for note in prepared.plan.notes)
 
 
 @on_each
@@ -130,10 +202,20 @@ def test_the_reported_defect_of_trilinear_resize_still_stands(tmp_path: Path) ->
     assert np.abs(answers[0] - answers[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("path", sorted(READY.glob("gpu-cuda*.json")), ids=lambda path: str(path.stem))
-@pytest.mark.gpu("gpu/cuda")
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.gpu(f"gpu/{backend}"), id=path.stem)
+        for path in READY
+        for backend in ("cuda", "tensorrt")
+        if path.stem.split("-")[1] == backend
+    ],
+)
 def test_ready_configs_deploy(path: Path, tmp_path: Path) -> None:
     config = HardwareConfig.load(path)
+    denied = denial(config.adapter, config.precision)
+    if denied:
+        pytest.skip(f"this device does not compute in {config.precision}: {denied}")
     with deploy(ZOO["mlp"](tmp_path / "model.onnx"), path) as deployment:
         assert deployment.report.outcome == "passed"
-        assert config.precision in (Precision.FP32, Precision.FP16, Precision.BF16)
+        assert deployment.plan.placement.on(config.adapter) == len(deployment.plan.placement.nodes)

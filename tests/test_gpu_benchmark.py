@@ -15,6 +15,8 @@ from benchmarks.gpu_models import MODELS
 from benchmarks.gpu_native import NATIVE
 from benchmarks.measuring import compare_calls
 
+STAND_IN = "cpu/onnxruntime"
+
 
 def test_without_a_gpu_it_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     here, missing = gpu.available(GPUS)
@@ -53,8 +55,15 @@ def test_a_native_side_that_fails_leaves_paddocks_figures(tmp_path: Path, monkey
     assert "no such library" in row.note and "no such library" in gpu.line(row)
 
 
-def test_bytes_that_are_left_are_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    row = Row("m", "cpu/onnxruntime", "fp32", 1, 1.0, 2.0, 1.0, 0.1, 2.0, 0.0, 0.0, 4096)
+@pytest.mark.parametrize(
+    ("adapter", "left", "shown", "status"),
+    [("gpu/cuda", 4096, "4096", 1), ("gpu/cuda", None, "?", 1), ("gpu/cuda", 0, "0", 0), (STAND_IN, None, "?", 0)],
+)
+def test_bytes_that_are_left_or_may_be_are_a_failure(
+    adapter: str, left: int | None, shown: str, status: int, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    row = Row("m", adapter, "fp32", 1, 1.0, 2.0, 1.0, 0.1, 2.0, 0.0, 0.0, left)
 
     class FakeChild:
         def __init__(self, label: str) -> None: ...
@@ -66,8 +75,8 @@ def test_bytes_that_are_left_are_a_failure(monkeypatch: pytest.MonkeyPatch, caps
             return [row]
 
     monkeypatch.setattr(gpu, "Child", FakeChild)
-    assert gpu.main(["--adapter", "cpu/onnxruntime", "--model", "linear"]) == 1
-    assert "4096" in capsys.readouterr().out
+    assert gpu.main(["--adapter", STAND_IN, "--model", "linear"]) == status
+    assert shown in capsys.readouterr().out.split()
 
 
 def test_calls_are_compared_in_blocks_of_a_length() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from paddock import footprint
+from paddock.asked import check_contract
 from paddock.config import HardwareConfig
 from paddock.errors import BuildFailed, ConfigError, MemoryRefused, PaddockError, StrictnessError
 from paddock.host import Outputs, ServingHost, building
@@ -36,14 +37,25 @@ def check_memory(prepared: Prepared) -> int | None:
     return memory.must_measure(plan, available)
 
 
-def over_budget(prepared: Prepared) -> PaddockError | None:
-    """What `check_memory` would refuse the plan with; None where it would not."""
-    try:
-        with prepared.config.named():
-            check_memory(prepared)
-    except PaddockError as refused:
-        return refused
-    return None
+def refusals(prepared: Prepared) -> tuple[PaddockError, ...]:
+    """What would refuse the deployment of a plan that could be made, wherever its device is."""
+    accuracy, plan = prepared.config.accuracy, prepared.plan
+    checks: list[Callable[[], object]] = []
+    if accuracy.samples is not None or accuracy.golden is not None:
+        checks.append(prepared.samples)
+    if prepared.assumed:  # what is free here says nothing of the host that has the device
+        checks.append(lambda: check_contract(prepared.job.resolved, prepared.origin))
+        checks.append(lambda: memory.check_budget(plan.memory, None, prepared.budgeter.largest))
+    else:
+        checks.append(lambda: check_memory(prepared))
+    found = []
+    for check in checks:
+        try:
+            with prepared.config.named():
+                check()
+        except PaddockError as error:
+            found.append(error)
+    return tuple(found)
 
 
 def _check_bounded(prepared: Prepared) -> None:

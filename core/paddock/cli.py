@@ -85,10 +85,11 @@ def plan(
 ) -> None:
     """Shows what would run where, in which precision and memory, without building it; fails if that is too much.
 
-    Where the hardware is not here, what can be told without it is shown, and the command fails as a deployment would.
+    Where the hardware is not here, what can be told without it is shown, and the command fails: as a deployment would
+    where that hardware is, if one would fail there too.
     """
     from paddock import show
-    from paddock.checks import over_budget, with_known_memory
+    from paddock.checks import refusals, with_known_memory
     from paddock.child import Children
     from paddock.compile import built_notes
     from paddock.jsontext import write_text
@@ -101,18 +102,19 @@ def plan(
         _check_file(html, "--html")
     with _terminal.progress() as tell, Children() as children:
         settled = _settled(model, config, tell)
-        absent: PaddockError | None = None
+        absent: tuple[PaddockError, ...] = ()
         try:
             prepared = prepare(model, settled, children=children, progress=tell)
         except NotAvailable as error:
-            absent = error
+            absent = (error,)
             try:
                 prepared = prepare(model, settled, children=children, progress=tell, assume=True)
-            except PaddockError:
-                raise error from None  # not even that tells anything
+            except PaddockError as found:
+                raise found.beside(error) from None
         try:
-            prepared = with_known_memory(as_deployed(prepared)) if absent is None else prepared
-            refused = over_budget(prepared) if absent is None else absent
+            prepared = prepared if absent else with_known_memory(as_deployed(prepared))
+            against = (*refusals(prepared), *absent)
+            refused = against[0].beside(*against[1:]) if against else None
             built = built_notes(prepared.plan, prepared.parts)
             shown = replace(prepared.plan, notes=(*prepared.plan.notes, *built))
         finally:

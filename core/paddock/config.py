@@ -349,8 +349,9 @@ class HardwareConfig(_Part):
         try:
             yield
         except PaddockError as error:
-            if error.where is not None and error.where.startswith("$"):
-                error.where = f"{self._source}: {error.where}"
+            for each in (error, *error.besides):
+                if each.where is not None and each.where.startswith("$"):
+                    each.where = f"{self._source}: {each.where}"
             raise
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from paddock.config import NAME_PATTERN, HardwareConfig
-from paddock.errors import ConfigError, did_you_mean
+from paddock.errors import ConfigError, NotAvailable, did_you_mean
 from paddock.jsontext import json_path
 from paddock.plan import Precision
 from paddock.spi import (
@@ -123,6 +123,18 @@ def unknown_options(adapter: type[Adapter], options: Mapping[str, Any]) -> tuple
         found = [f["loc"] for f in error.errors(include_url=False) if f["type"] == "extra_forbidden"]
         return tuple(str(location[0]) for location in found if len(location) == 1)
     return ()
+
+
+def undeclared_precision(name: str, adapter: type[Adapter], config: HardwareConfig) -> NotAvailable | None:
+    """The error where the adapter declares no arithmetic in the config's precision, on any device; else None."""
+    if config.precision in adapter.precisions:
+        return None
+    return NotAvailable(
+        f"{name} does not compute in {config.precision}",
+        where="$.precision",
+        candidates=sorted(adapter.precisions),
+        remedy="choose one of these, or another backend",
+    )
 
 
 def parse_options(name: str, adapter: type[Adapter], config: HardwareConfig) -> BaseModel:

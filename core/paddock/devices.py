@@ -26,7 +26,7 @@ def devices_from(data: Mapping[str, Any]) -> Devices:
         )
         for each in data["devices"]
     )
-    return Devices(_verdict(data["verdict"]), found, data["facts"])
+    return Devices(_verdict(data["verdict"]), found, data["facts"], data.get("remedy", ""))
 
 
 def _verdict(told: Mapping[str, Any]) -> Verdict:

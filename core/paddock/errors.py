@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 
 class PaddockError(Exception):
@@ -20,6 +21,9 @@ class PaddockError(Exception):
         candidates: What could have stood there; shown as a list.
         remedy: What to do about it; an instruction or a command.
     """
+
+    besides: tuple[PaddockError, ...] = ()
+    """What else stands against it, so that no error hides another."""
 
     def __init__(
         self,
@@ -36,12 +40,28 @@ class PaddockError(Exception):
         super().__init__(problem)
 
     def __str__(self) -> str:
+        lines = self._lines()
+        for other in self.besides:
+            first, *more = other._lines()
+            lines += [f"besides: {first}", *more]
+        return "\n".join(lines)
+
+    def _lines(self) -> list[str]:
         lines = [f"{self.where}: {self.problem}" if self.where else self.problem]
         if self.candidates:
             lines.append("  candidates: " + ", ".join(self.candidates))
         if self.remedy:
             lines.append(f"  remedy: {self.remedy}")
-        return "\n".join(lines)
+        return lines
+
+    def beside(self, *others: PaddockError) -> Self:
+        """This error, with others (and what stands beside those) told beside it, each of them once."""
+        found: dict[tuple[object, ...], PaddockError] = {_told(self): self}
+        for error in (*self.besides, *(each for other in others for each in (other, *other.besides))):
+            found.setdefault(_told(error), error)
+        _, *besides = found.values()
+        self.besides = tuple(besides)
+        return self
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors cross process borders (children report them), and keyword-only arguments do not pickle by default.
@@ -53,6 +73,11 @@ def _rebuild(kind: type[PaddockError], state: dict[str, object]) -> PaddockError
     error.__dict__.update(state)
     error.args = (state["problem"],)
     return error
+
+
+def _told(error: PaddockError) -> tuple[object, ...]:
+    """What two errors have in common that need not both be told."""
+    return type(error), error.where, error.problem
 
 
 class ConfigError(PaddockError):

@@ -6,12 +6,15 @@ What an SDK needs can so be told before something of it is loaded that ends the 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 _CACHE = Path("/etc/ld.so.cache")
+_DRIVERS = Path("/proc/driver")
 _DEFAULT = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")
 
 
@@ -41,6 +44,38 @@ def package_folders(*parts: str) -> tuple[Path, ...]:
 def file_version(path: Path) -> str:
     """What a library's file name says after `.so.`: `9.14.0` of `libx.so.9.14.0`; "" where it says nothing."""
     return path.name.partition(".so.")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A device's driver: the kernel's module, and the library by which programs reach it.
+
+    `version` is the module's, which the vendor's tools show, or the library's where the kernel does not tell; "" where
+    neither does. `branch` is the first number of the newer of the two, 0 where it is unknown: a newer library can stand
+    in for the module's own.
+    """
+
+    library: Path
+    version: str
+    branch: int
+
+
+def find_driver(name: str, library: str) -> Driver | None:
+    """The driver whose module is called `name` and whose library is called `library`; None where that is not here."""
+    path = find_library(library)
+    if path is None:
+        return None
+    try:
+        said = (_DRIVERS / name / "version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        said = ""  # as in a container or virtual machine that does not show it
+    # The first number with a dot that stands by itself: what is around it differs between a vendor's modules.
+    stated = re.search(r"(?<!\S)\d+(?:\.\d+)+(?!\S)", said)
+    own = file_version(path)
+    if own.partition(".")[0] == file_version(Path(library)):
+        own = ""  # the version of its interface
+    versions = [found for found in (stated[0] if stated else "", own) if re.match(r"\d+\.", found)]
+    return Driver(path, next(iter(versions), ""), max((int(found.partition(".")[0]) for found in versions), default=0))
 
 
 @cache

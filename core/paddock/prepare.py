@@ -65,7 +65,8 @@ def prepare(
     """The plan, with all that it takes to carry it out. Same arguments and errors as `paddock.deploy`.
 
     With `assume`, it is a plan for the config's own adapter even where its SDK or device is not here (see
-    `Registry.consider`): to be looked at, and refused by whoever carries plans out.
+    `Registry.consider`): to be looked at, and refused by whoever carries plans out. Where there can be no plan either,
+    the error has what is not here beside it, as without `assume` an error of the config or model has.
     """
     config = HardwareConfig.load(config)
     registry = registry if registry is not None else Registry.discover()
@@ -74,16 +75,23 @@ def prepare(
         tell("reading the model")
         whole = open_model(model, registry, children)
         name, work = deployment_name(), Path(tempfile.mkdtemp(prefix="paddock-"))
+        absent: list[PaddockError | None] = []
 
         def planned(config: HardwareConfig, notes: Sequence[str] = ()) -> Prepared:
+            try:
+                resolved: Resolved | PaddockError = registry.resolve(config, assume)
+            except PaddockError as error:
+                resolved = error  # what else is wrong does not wait for a host where this is not
+            absent.append(resolved if isinstance(resolved, PaddockError) else resolved.absent)
             origin = whole.with_graph(apply_shapes(whole.graph, config))
             admitting = admitting_model(whole, config)
             given = given_samples(samples, admitting, config)
             keep = asked_to_keep(origin, config)
             calibration = calibration_samples(admitting, config, is_quantised(origin))
-            resolved = registry.resolve(config, assume)
             check_fallback(config, registry)
             check_rescue(config, registry)
+            if isinstance(resolved, PaddockError):
+                raise resolved
             job = _Job(
                 name, config, origin, admitting, registry, children, resolved, work, tell, given, calibration
             )  # fmt: skip
@@ -96,8 +104,10 @@ def prepare(
             if config.batch_size == "max":
                 batch, reason = prepared.budgeter.settled_batch(prepared.plan.memory)
                 prepared = planned(config.model_copy(update={"batch_size": batch}), (reason,))
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(work, ignore_errors=True)
+            if isinstance(error, PaddockError):
+                error.beside(*filter(None, absent))
             raise
         announce_candidates(registry, prepared.name, prepared.job.resolved)
         return prepared

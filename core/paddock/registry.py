@@ -23,7 +23,7 @@ from paddock.admission import Allowed, Found, Plugin, said, tried
 from paddock.cache import Store, current_sources
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig
-from paddock.contract import check_adapter, check_format, environment, parse_options
+from paddock.contract import check_adapter, check_format, environment, parse_options, undeclared_precision
 from paddock.devices import assumed_device, devices_from, pick_device
 from paddock.errors import BuildFailed, ConfigError, NotAvailable, PaddockError, did_you_mean
 from paddock.machine import host_facts, share_of_threads
@@ -56,8 +56,13 @@ class Resolved:
     device: Device
     versions: Mapping[str, str]
     skipped: tuple[tuple[str, str], ...] = ()
-    assumed: str = ""
-    """What is not here, where the device is one that is only assumed: nothing is ever built for it."""
+    absent: NotAvailable | None = None
+    """Why the device is not here, where it is one that is only assumed: nothing is ever built for it."""
+
+    @property
+    def assumed(self) -> str:
+        """What is not here; "" where nothing is assumed."""
+        return "" if self.absent is None else self.absent.problem
 
     @property
     def name(self) -> str:
@@ -194,7 +199,9 @@ class Registry:
             found = call_in_child(f"probing {name}", _probe_device, registered.adapter, seconds=60)
         except PaddockError as error:
             # Not remembered: what crashed or hung once may be mended by the time of the next try.
-            return Devices(Verdict.no(error.problem, "probing the device in a child process"))
+            return Devices(
+                Verdict.no(error.problem, "probing the device in a child process"), remedy=error.remedy or ""
+            )
         self.store.put("probes", key, _devices().dump_python(found, mode="json"))
         return found
 
@@ -246,40 +253,43 @@ class Registry:
                     raise ConfigError("no such adapter", where=where, candidates=known, remedy=near)
 
     def consider(self, name: str, config: HardwareConfig, assume: bool = False) -> Resolved:
-        """One adapter for a config, or the error that says why not.
+        """One adapter for a config, or the error that says why not; what no host would take, before what is not here.
 
         With `assume`, an SDK, device or precision of a device that is not here is taken as the adapter declares it: for
         a plan that is only looked at.
         """
         registered = self.get(name)
-        adapter = registered.adapter
-        missing, probe = "", self.probe(registered)
+        adapter, probe, absent = registered.adapter, self.probe(registered), None
         try:
             device = self._device(name, registered, probe, config)
         except NotAvailable as error:
-            if not assume or config.precision not in adapter.precisions:
-                raise
-            missing, device = error.problem, assumed_device(adapter, config)
-        resolved = ResolvedConfig(config, parse_options(name, adapter, config), share_of_threads(config))
+            absent = error
+        against = [error for error in (undeclared_precision(name, adapter, config), absent) if error is not None]
+        try:
+            options = parse_options(name, adapter, config)
+        except ConfigError as error:
+            raise error.beside(*against) from None
+        if against and against[0] is not absent:
+            raise against[0].beside(*against)
+        if absent is not None:
+            if not assume:
+                raise absent
+            device = assumed_device(adapter, config)
+        resolved = ResolvedConfig(config, options, share_of_threads(config))
         versions = {registered.distribution: f"{registered.version}+{registered.sources}", **probe.versions}
-        if missing:
+        if absent is not None:
             versions[f"{name}'s device"] = "assumed"  # in every key: what is kept of it is nobody else's
-        return Resolved(registered, resolved, device, versions, assumed=missing)
+        return Resolved(registered, resolved, device, versions, absent=absent)
 
     def _device(self, name: str, registered: Registered, probe: Probe, config: HardwareConfig) -> Device:
-        adapter = registered.adapter
         if not probe.verdict.usable:
             raise NotAvailable(f"{name}: {probe.verdict.reason}", remedy=probe.remedy or None)
-        if config.precision not in adapter.precisions:
-            raise NotAvailable(
-                f"{name} does not compute in {config.precision}",
-                where="$.precision",
-                candidates=sorted(adapter.precisions),
-                remedy="choose one of these, or another backend",
-            )
+        undeclared = undeclared_precision(name, registered.adapter, config)
+        if undeclared is not None:
+            raise undeclared  # before a process is started to ask for devices
         devices = self.devices(registered, probe)
         if not devices.verdict.usable:
-            raise NotAvailable(f"{name}: {devices.verdict.reason}", remedy=probe.remedy or "see `paddock doctor`")
+            raise NotAvailable(f"{name}: {devices.verdict.reason}", remedy=devices.remedy or probe.remedy or None)
         return pick_device(name, devices, config)
 
     def references(self, format: str) -> list[Registered]:

@@ -51,6 +51,7 @@ def show_adapters(
         precisions = sorted({p.value for d in devices.devices for p, v in d.precisions.items() if v.usable})
         reason = probe.verdict.reason if not probe.verdict.usable else devices.verdict.reason
         state = ", ".join(d.name for d in devices.devices) if usable else reason
+        remedy = devices.remedy or probe.remedy
         names = "/".join((adapter.backend, *adapter.aliases))
         rows.append(
             (
@@ -59,7 +60,7 @@ def show_adapters(
                 ", ".join(precisions) or "-",
                 ", ".join(adapter.formats),
                 f"{registered.distribution} {registered.version}",
-                state if usable or not probe.remedy else f"{state}; {probe.remedy}",
+                state if usable or not remedy else f"{state}; {remedy}",
             )
         )
     out.print(table(("adapter", "here", "precisions", "takes", "from", "devices, or what is missing"), rows))

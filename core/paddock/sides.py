@@ -7,12 +7,11 @@ it; an outline, of what the model and the config tell by themselves. Nothing is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paddock.asked import check_contract
-from paddock.checks import check_memory, with_known_memory
+from paddock.checks import refusals, with_known_memory
 from paddock.child import Children
 from paddock.config import HardwareConfig
 from paddock.contract import parse_options, unknown_options
@@ -34,7 +33,6 @@ from paddock.plan import (
     Verdict,
 )
 from paddock.planning.casts import WIDE
-from paddock.planning.memory import check_budget
 from paddock.planning.operators import matching
 from paddock.planning.precision import NARROW, asked_to_keep
 from paddock.planning.shapes import apply_shapes, describe_shape
@@ -113,14 +111,15 @@ def side(
             found = _planned(model, planned, registered, registry, children, free, tell)
             return replace(found, config=config, refused=(*refused, *found.refused))
         except PaddockError as error:
-            refused = (*refused, error)
             key = _useless(error, planned)
-            if key:
-                planned = planned.model_copy(update={key: None})
-            elif isinstance(error, ConfigError | UsageError | ModelError) and not _wants_samples(error, planned):
+            malformed = isinstance(error, ConfigError | UsageError | ModelError)
+            if malformed and not key and not _wants_samples(error, planned):
                 raise
-            else:
+            missing, error.besides = error.besides, ()  # on a side each refusal stands by itself
+            if not key:
+                refused = (*missing, *refused, error)
                 return _outline(model, config, planned, refused, registered, registry, children)
+            planned, refused = planned.model_copy(update={key: None}), (*refused, error)
 
 
 def _fitting(
@@ -179,7 +178,7 @@ def _planned(
     try:
         if not prepared.assumed:
             prepared = with_known_memory(as_deployed(prepared))
-        refused = _refusals(prepared)
+        refused = refusals(prepared)
         budget = _budget(prepared, free)
         stated = config.batch_size is not None and budget is not None
         largest = prepared.budgeter.largest(budget) if stated and budget is not None else None
@@ -195,27 +194,6 @@ def _planned(
     dtypes = _dtypes(plan.precision, prepared.origin.graph)
     shapes = registered.adapter.shapes
     return Side(config, config, plan, verdict, refused, dtypes, plan.precision.means, options, shapes, largest)
-
-
-def _refusals(prepared: Prepared) -> tuple[PaddockError, ...]:
-    """What would refuse the deployment of a plan that could be made."""
-    accuracy, plan = prepared.config.accuracy, prepared.plan
-    checks: list[Callable[[], object]] = []
-    if accuracy.samples is not None or accuracy.golden is not None:
-        checks.append(prepared.samples)
-    if prepared.assumed:  # what is free here says nothing of the host that has the device
-        checks.append(lambda: check_contract(prepared.job.resolved, prepared.origin))
-        checks.append(lambda: check_budget(plan.memory, None, prepared.budgeter.largest))
-    else:
-        checks.append(lambda: check_memory(prepared))
-    found = []
-    for check in checks:
-        try:
-            with prepared.config.named():
-                check()
-        except PaddockError as error:
-            found.append(error)
-    return tuple(found)
 
 
 def _budget(prepared: Prepared, free: int) -> int | None:

@@ -83,14 +83,12 @@ class Concurrency:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceRole:
-    """That an adapter can be the reference for a format: fp32, on its plainest path.
-
-    The lowest `rank` is tried first; `seconds` is how long one sample may take before the next rank is asked.
-    """
+    """That an adapter can be the reference for a format: fp32, on its plainest path; the lowest `rank` comes first."""
 
     rank: int
     options: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 300.0
+    """How long one sample may take before the next rank is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +121,7 @@ class Devices:
     verdict: Verdict
     devices: tuple[Device, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    remedy: str = ""
 
 
 class NoOptions(BaseModel):

@@ -108,7 +108,12 @@ class Terminal:
 
 
 def error_json(error: PaddockError) -> dict[str, Any]:
-    """An error as plain JSON data."""
+    """An error as plain JSON data, with those that stand beside it."""
+    besides = [_error_json(other) for other in error.besides]
+    return {**_error_json(error), **({"besides": besides} if besides else {})}
+
+
+def _error_json(error: PaddockError) -> dict[str, Any]:
     report = getattr(error, "report", None)
     return {
         "kind": type(error).__name__,

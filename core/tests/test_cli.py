@@ -485,19 +485,105 @@ NOISY = """
 """
 
 
+def installed(place: Path, name: str, code: str) -> Mapping[str, str]:
+    """The environment in which a plugin of this code is installed, and the reference's beside it."""
+    (place / f"{name}_plugin.py").write_text(textwrap.dedent(code))
+    facts = place / f"paddock_{name}-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: paddock-{name}\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(f"[paddock]\n{name} = {name}_plugin\n")
+    return {"PYTHONPATH": on_path(place), "PADDOCK_ALLOW": f"paddock-{name},paddock-reference"}
+
+
 @pytest.fixture(scope="module")
 def noisy(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """An installed plugin that writes to stdout, and to descriptor 1, wherever it is called."""
-    place = tmp_path_factory.mktemp("noisy")
-    (place / "noisy_plugin.py").write_text(textwrap.dedent(NOISY))
-    facts = place / "paddock_noisy-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: paddock-noisy\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[paddock]\nnoisy = noisy_plugin\n")
-    return {"PYTHONPATH": on_path(place), "PADDOCK_ALLOW": "paddock-noisy,paddock-reference"}
+    return installed(tmp_path_factory.mktemp("noisy"), "noisy", NOISY)
 
 
 NOISY_CONFIG = json.dumps({"hardware": "cpu", "backend": "noisy"})
+
+
+AWAY = """
+    from paddock.errors import ConfigError
+    from paddock.plan import Precision, Verdict
+    from paddock.spi import Adapter, Probe, Selection, hookimpl
+    from pydantic import BaseModel, ConfigDict
+
+    class Options(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        tiles: int = 4
+
+    class Away(Adapter):
+        hardware, backend, spi_version = "npu", "away", 1
+        formats, precisions = ("onnx",), frozenset({Precision.FP32})
+        Options = Options
+        @classmethod
+        def probe(cls):
+            return Probe(Verdict.no("no driver here", "a test"), remedy="install the driver")
+        def __init__(self, config, device):
+            super().__init__(config, device)
+            if config.config.threads is not None:
+                raise ConfigError("threads have no effect", where="$.threads", remedy="leave it out")
+        def select_operators(self, model, context):
+            no, open_ = Verdict.no("no kernel", "its table"), Verdict.provisional("ask there", "its table")
+            return Selection(tuple(open_ if node.type == "Relu" else no for node in model.graph.nodes))
+        def compile(self, model, plan, context): ...
+        def load(self, artifact, context): ...
+
+    @hookimpl
+    def paddock_adapters():
+        return [Away]
+"""
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """An installed plugin whose device is not here."""
+    return installed(tmp_path_factory.mktemp("away"), "away", AWAY)
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "code", "problems"),
+    [
+        ({}, "relu.onnx", 3, []),
+        ({"options": {"tile": 3}}, "relu.onnx", 2, ["npu/away has no such option"]),
+        ({"options": {"tiles": "many"}}, "relu.onnx", 2, ["should be a valid integer"]),
+        ({"threads": 3}, "relu.onnx", 2, ["threads have no effect"]),
+        ({"shapes": {"z": [1]}}, "relu.onnx", 2, ["is neither an input nor a dimension of the model"]),
+        ({"rescue": "npu/away", "isolation": "process"}, "relu.onnx", 2, ["is what the config asks to isolate"]),
+        ({"precision": "bf16"}, "relu.onnx", 3, ["npu/away does not compute in bf16"]),
+        (
+            {"precision": "bf16", "options": {"tile": 3}}, "relu.onnx", 2,
+            ["npu/away has no such option", "npu/away does not compute in bf16"],
+        ),
+        ({}, "constant.onnx", 3, ["npu/away does not take 1 of 1 nodes"]),
+        ({"batch_size": 64, "memory": {"limit": 64}}, "relu.onnx", 5, ["over memory.limit of 64 B"]),
+    ],
+)  # fmt: skip
+def test_what_stands_against_a_plan_is_told_beside_the_hardware_that_is_not_here(
+    folder: Path, away: Mapping[str, str], config: Mapping[str, Any], model: str, code: int, problems: Sequence[str]
+) -> None:
+    """And decides the status: it would be refused where the hardware is, too."""
+    asked = json.dumps({"hardware": "npu", "backend": "away", **config})
+    data = paddock("plan", "--model", folder / model, "--config", asked, "--json", env=away, code=code).data
+    told = data.get("error") or data["refused"]
+    assert told["exit_code"] == code
+    found = [told, *told.get("besides", ())]
+    assert [each["problem"] for each in found[-1:]] == ["npu/away: no driver here"]
+    assert found[-1]["remedy"] == "install the driver"
+    assert len(found) == len(problems) + 1
+    assert all(problem in each["problem"] for each, problem in zip(found, problems, strict=False))
+    assert ("plan" in data) is (not problems or code == 5), "what can be told is"
+
+
+def test_each_error_is_a_line_of_its_own_in_text(folder: Path, away: Mapping[str, str]) -> None:
+    config = json.dumps({"hardware": "npu", "backend": "away", "options": {"tile": 3}})
+    for command in ("plan", "verify"):
+        done = paddock(command, "--model", folder / "relu.onnx", "--config", config, env=away, code=2)
+        lines = done.err.splitlines()
+        assert "$.options.tile: npu/away has no such option" in lines[0]
+        assert lines[-2:] == ["besides: npu/away: no driver here", "  remedy: install the driver"]
 
 
 @pytest.mark.parametrize("command", ["adapters", "run", "verify", "bench"])

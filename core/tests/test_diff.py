@@ -309,6 +309,17 @@ def test_the_largest_batch_of_a_device_of_unknown_memory(compared: Compared) -> 
     assert change(found, "config", "batch_size") == (4, "max")
 
 
+def test_what_is_not_here_is_told_where_there_is_no_plan_either(compared: Compared) -> None:
+    """Tanh is refused, and the device is away: the one would not go away with the other."""
+    found = compared(ORT, {**FAR, "threads": 1}, "wide").after
+    assert found.verdict.answer is Answer.NO and "does not take 1 of 3 nodes" in found.verdict.reason
+    told = [error.problem for error in found.refused]
+    assert told == ["npu/far: no far device answers", "has no effect there", found.verdict.reason]
+    with pytest.raises(ConfigError, match="many") as malformed:
+        compared(ORT, {**FAR, "options": {"tiles": "many"}})
+    assert [each.problem for each in malformed.value.besides] == ["npu/far: no far device answers"]
+
+
 def test_nothing_is_ever_deployed_on_an_assumed_device(registry: Registry, children: Children, folder: Path) -> None:
     model = folder / "line.onnx"
     prepared = prepare(model, FAR, registry=registry, children=children, assume=True)

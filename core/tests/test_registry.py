@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 from paddock import registry as registry_module
+from paddock import show
 from paddock.child import call_in_child
 from paddock.config import HardwareConfig
 from paddock.errors import ConfigError, NotAvailable, PaddockError
 from paddock.spi import SPI_VERSION, Event
 from paddock_shop import ADAPTERS, HEAD, Shop, plugin
+from rich.console import Console
 
 
 @pytest.fixture
@@ -233,6 +236,26 @@ def test_candidates_in_their_order_and_why_others_were_passed_over(shop: Shop) -
     with pytest.raises(NotAvailable) as caught:
         registry.resolve(config("absent", candidates=["npu/ascend"]))
     assert [line.partition(":")[0] for line in caught.value.candidates] == ["cpu/absent", "npu/ascend"]
+
+
+LOST = """
+@classmethod
+def probe_device(cls):
+    from paddock.errors import NotAvailable
+    raise NotAvailable("the driver does not start", remedy="restart the host")
+"""
+
+
+def test_what_to_do_about_a_device_that_does_not_answer_is_what_it_says(shop: Shop) -> None:
+    """Not a pointer to where the same is told again."""
+    shop.adapter("lost", "lost", LOST)
+    registry = shop.discover()
+    with pytest.raises(NotAvailable, match="the driver does not start") as refused:
+        registry.resolve(config("lost"))
+    assert refused.value.remedy == "restart the host"
+    shown = io.StringIO()
+    show.show_adapters(Console(file=shown, width=300), registry.survey(), ())
+    assert "the driver does not start; restart the host" in shown.getvalue()
 
 
 OPTIONS = """

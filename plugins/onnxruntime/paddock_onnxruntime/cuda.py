@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from paddock.defects import load, remedies
-from paddock.errors import BuildFailed, MemoryRefused, PaddockError, Unsupported
+from paddock.errors import BuildFailed, MemoryRefused, NotAvailable, PaddockError, Unsupported
 from paddock.graph import Graph, Node
 from paddock.model import Model
 from paddock.plan import Precision, PrecisionPlan, Remedy, Verdict
@@ -38,7 +38,7 @@ from paddock.spi import (
 from pydantic import BaseModel, ByteSize
 
 from paddock_onnxruntime import cuda_footprint, nvidia
-from paddock_onnxruntime.cuda_session import CudaOptions, CudaSession, astray, placed, session
+from paddock_onnxruntime.cuda_session import NO_MEMORY, CudaOptions, CudaSession, astray, placed, session
 from paddock_onnxruntime.host_nodes import host_names
 from paddock_onnxruntime.installed import GPU, PLAIN, Installed, installed
 from paddock_onnxruntime.kernels import CPU, CUDA, registry
@@ -47,11 +47,7 @@ from paddock_onnxruntime.operators import DEPTH, Selector
 from paddock_onnxruntime.session import short
 
 INSTALL = "pip install paddock-onnxruntime[cuda] in an environment without onnxruntime, as `make .venv-gpu/.ready` does"
-_DRIVER = "the driver comes with the system, not by pip"
-BUILT_WITH = "13.0"
-"""The version of CUDA that is asked for where no build of onnxruntime is here that says its own."""
 _METADATA = "package metadata and the files of libraries"
-_MEMORY = re.compile(r"out of memory|Available memory of \d+ is smaller|Failed to allocate memory", re.IGNORECASE)
 
 
 class GpuCuda(Adapter):
@@ -78,16 +74,14 @@ class GpuCuda(Adapter):
     def probe(cls) -> Probe:
         """Which of driver, CUDA, cuDNN and onnxruntime's GPU build is missing or does not fit; loads nothing."""
         here = installed()
-        cuda = here.cuda if here is not None and here.gpu else BUILT_WITH
-        lacking = [_package_lack(here), *nvidia.lacks(cuda)]
+        package, others = _package_lack(here), nvidia.lacks()
         versions = {} if here is None else {here.distribution: here.version}
-        missing = [lack for lack in lacking if lack is not None]
-        if not missing:
-            return Probe(Verdict.yes("installed", _METADATA), {**versions, **nvidia.versions(cuda)})
-        wheels = " ".join(wheel for lack in missing for wheel in lack.wheels)
-        bringing = INSTALL if lacking[0] is not None else f"pip install {wheels}" if wheels else ""
-        remedies = [bringing, *(_DRIVER for lack in missing if nvidia.DRIVER in lack.what or "driver" in lack.what)]
-        reason = f"missing: {'; '.join(lack.what for lack in missing)}"
+        if not package and not others:
+            return Probe(Verdict.yes("installed", _METADATA), {**versions, **nvidia.versions()})
+        reason = f"missing: {'; '.join([*([package] if package else []), *(lack.what for lack in others)])}"
+        # With the package come the wheels.
+        left = [lack for lack in others if not package or not lack.wheels]
+        remedies = [INSTALL if package else "", nvidia.remedy(left)]
         return Probe(Verdict.no(reason, _METADATA), versions, "; ".join(filter(None, remedies)))
 
     @classmethod
@@ -95,14 +89,17 @@ class GpuCuda(Adapter):
         """The devices that the driver shows, and what the provider computes in there: a product that is run."""
         from paddock_onnxruntime.cuda_precisions import precisions
 
-        try:
-            found = nvidia.devices()
-        except OSError as error:
-            return Devices(Verdict.no(str(error), nvidia.DRIVER))
+        found = nvidia.devices()
         if not found:
-            return Devices(Verdict.no("the driver shows no device; CUDA_VISIBLE_DEVICES may hide them", nvidia.DRIVER))
+            raise NotAvailable(
+                "the driver shows no device", remedy="CUDA_VISIBLE_DEVICES may hide it: nvidia-smi lists all"
+            )
         made = tuple(Device(gpu.index, gpu.name, precisions(gpu), gpu.memory, "gpu") for gpu in found)
-        facts = {"devices": [dict(nvidia.as_facts(gpu)) for gpu in found], "driver": nvidia.driver_version()}
+        driver = nvidia.driver()
+        facts = {
+            "devices": [dict(nvidia.as_facts(gpu)) for gpu in found],
+            "driver": None if driver is None else driver.version,
+        }
         return Devices(Verdict.yes("", nvidia.DRIVER), made, facts)
 
     def select_operators(self, model: Model, context: Context) -> Selection:
@@ -218,15 +215,17 @@ def _cast_name(number: int) -> str:
     return f"{name(number)}_{DEPTH}"
 
 
-def _package_lack(here: Installed | None) -> nvidia.Lack | None:
-    """What of onnxruntime's build for GPUs is not here; None where it is."""
+def _package_lack(here: Installed | None) -> str:
+    """What of onnxruntime's build for GPUs is not here; "" where it is."""
     if here is None:
-        return nvidia.Lack(GPU)
+        return GPU
     if not here.gpu:
-        return nvidia.Lack(f"{GPU} ({here.distribution} {here.version} is the CPU's build)")
+        return f"{GPU} ({here.distribution} {here.version} is the CPU's build)"
+    if here.cuda.partition(".")[0] != nvidia.CUDA:
+        return f"{GPU} for CUDA {nvidia.CUDA} ({here.version} is built for CUDA {here.cuda})"
     if PLAIN in here.beside:
-        return nvidia.Lack(f"{GPU} by itself ({PLAIN} beside it takes the same import name: files of both are mixed)")
-    return None
+        return f"{GPU} by itself ({PLAIN} beside it takes the same import name: files of both are mixed)"
+    return ""
 
 
 def named(path: Path, cast_depths: Sequence[int] = ()) -> Source:
@@ -252,7 +251,7 @@ def named(path: Path, cast_depths: Sequence[int] = ()) -> Source:
 def _refused(error: Exception, path: Path) -> Exception:
     """Paddock's error for what onnxruntime raises where it makes a session."""
     said = short(error)
-    if _MEMORY.search(said):
+    if NO_MEMORY.search(said):
         remedy = "free the device's memory, raise memory.limit or options.arena_limit, or lower batch_size"
         return MemoryRefused(f"the device's memory does not hold it: {said}", remedy=remedy)
     found = re.search(r"node with name '(.*?)'", said)

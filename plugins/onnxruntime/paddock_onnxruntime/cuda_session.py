@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from paddock.errors import NotAvailable
-from paddock.spi import Observed
+from paddock.errors import Exhausted, NotAvailable, PaddockError
+from paddock.spi import Arrays, Observed
 from pydantic import BaseModel, ByteSize, ConfigDict
 
 from paddock_onnxruntime import nvidia
+from paddock_onnxruntime.installed import GPU
 from paddock_onnxruntime.kernels import CPU, CUDA
 from paddock_onnxruntime.named import DATA_FOLDER, Source, full_name
-from paddock_onnxruntime.session import ASSIGNMENT, LEVELS, SPINNING, OnnxRuntimeOptions, OnnxRuntimeSession
+from paddock_onnxruntime.session import ASSIGNMENT, LEVELS, SPINNING, OnnxRuntimeOptions, OnnxRuntimeSession, short
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _FATAL = 4
 _SEARCHES = {"heuristic": "HEURISTIC", "exhaustive": "EXHAUSTIVE", "default": "DEFAULT"}
 _GROWTH = {"double": "kNextPowerOfTwo", "exact": "kSameAsRequested"}
 _UNLIMITED = 2**64 - 1
+NO_MEMORY = re.compile(
+    r"out of memory|Available memory of \d+ is smaller|Failed to allocate memory|ALLOC_FAILED", re.IGNORECASE
+)
+"""What onnxruntime says where the device's memory, or the limit of its arena, does not suffice: it, CUDA or cuBLAS."""
 
 
 class CudaOptions(BaseModel):
@@ -80,11 +90,7 @@ def session(model: Source, options: CudaOptions, device: int, fixed: Mapping[str
     """
     import onnxruntime
 
-    cuda = onnxruntime.cuda_version if hasattr(onnxruntime, "cuda_version") else ""
-    try:
-        nvidia.load(cuda)
-    except OSError as error:
-        raise NotAvailable(f"NVIDIA's libraries cannot be loaded: {error}", remedy="`paddock doctor`") from error
+    nvidia.load()
     # What it logs beside, a line for each session among it, is in what is raised here where it matters.
     onnxruntime.set_default_logger_severity(_FATAL)
     settings = onnxruntime.SessionOptions()
@@ -102,10 +108,11 @@ def session(model: Source, options: CudaOptions, device: int, fixed: Mapping[str
     )
     made.disable_fallback()  # the same where a run fails
     if CUDA not in made.get_providers():
-        lacking = "; ".join(lack.what for lack in nvidia.lacks(cuda))
+        lacking = nvidia.lacks()
+        told = "; ".join(lack.what for lack in lacking) or "it did not load"
         raise NotAvailable(
-            f"onnxruntime left its CUDA provider out and would compute on the CPU: {lacking or 'it did not load'}",
-            remedy="`paddock doctor` says what is missing",
+            f"onnxruntime left its CUDA provider out and would compute on the CPU: {told}",
+            remedy=nvidia.remedy(lacking) or f"pip install --force-reinstall {GPU}",
         )
     return made
 
@@ -145,6 +152,16 @@ class CudaSession(OnnxRuntimeSession):
         super().__init__(inner, outputs, OnnxRuntimeOptions())
         self._nodes = nodes
 
+    def run(self, feeds: Arrays, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """Computes the outputs; raises `Exhausted` where the device's memory does not hold what this request takes."""
+        with _exhausting():
+            return super().run(feeds, outputs)
+
+    def run_into(self, feeds: Arrays, into: Arrays) -> None:
+        """Computes the outputs in the arrays; raises `Exhausted` as `run` does."""
+        with _exhausting():
+            super().run_into(feeds, into)
+
     def observed(self) -> Observed:
         """The session's settings as onnxruntime and its CUDA provider give them back."""
         inner = self._inner
@@ -167,6 +184,22 @@ class CudaSession(OnnxRuntimeSession):
             },
             nodes=self._nodes,
         )
+
+
+@contextmanager
+def _exhausting() -> Iterator[None]:
+    """Tells a run for which the memory does not suffice by an error of its own."""
+    try:
+        yield
+    except PaddockError:
+        raise
+    except Exception as error:  # onnxruntime raises one class for all that fails in a run
+        if NO_MEMORY.search(str(error)) is None:
+            raise
+        raise Exhausted(
+            f"the device's memory does not hold this request: {short(error)}",
+            remedy="smaller requests (batch_size, shapes), fewer instances, or a larger options.arena_limit",
+        ) from error
 
 
 def _flag(value: bool) -> str:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddock.libraries import file_version, find_library, package_folders
+from paddock.errors import NotAvailable
+from paddock.libraries import Driver, file_version, find_driver, find_library, package_folders
 
 DRIVER = "libcuda.so.1"
-OLDEST_DRIVER = {"13": 580, "12": 525}
-"""By CUDA's major version the first branch of the driver that runs it (CUDA's release notes, minor compatibility)."""
-_MODULE = Path("/proc/driver/nvidia/version")
+CUDA = "13"
+"""The major version of CUDA that onnxruntime's wheels are built with, and the only one known here."""
+OLDEST_DRIVER = 580
+"""The first branch of the driver that runs it (CUDA's release notes, minor compatibility)."""
+DRIVER_REMEDY = f"install NVIDIA's driver, {OLDEST_DRIVER} or newer, with the system: nvidia-smi then lists the GPU"
+GPU_REMEDY = "nvidia-smi and the kernel's log (dmesg) tell what is wrong with the driver or the GPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,36 +35,27 @@ class Library:
     """Whether nothing runs without it; else what needs it fails by itself."""
 
 
-def libraries(cuda: str) -> tuple[Library, ...]:
-    """What a provider built with this version of CUDA loads, in the order in which one needs another."""
-    major = cuda.partition(".")[0]
-    place = ("nvidia", f"cu{major}", "lib")
-    return (
-        Library(f"libcublasLt.so.{major}", "nvidia-cublas", place),
-        Library(f"libcublas.so.{major}", "nvidia-cublas", place),
-        Library(f"libnvrtc.so.{major}", "nvidia-cuda-nvrtc", place, needed=False),
-        Library("libcurand.so.10", "nvidia-curand", place),
-        Library(f"libcufft.so.{int(major) - 1 if major.isdigit() else major}", "nvidia-cufft", place, needed=False),
-        Library(f"libcudart.so.{major}", "nvidia-cuda-runtime", place),
-        Library("libcudnn.so.9", f"nvidia-cudnn-cu{major}", ("nvidia", "cudnn", "lib")),
-    )
+_PLACE = ("nvidia", f"cu{CUDA}", "lib")
+LIBRARIES = (
+    Library(f"libcublasLt.so.{CUDA}", "nvidia-cublas", _PLACE),
+    Library(f"libcublas.so.{CUDA}", "nvidia-cublas", _PLACE),
+    Library(f"libnvrtc.so.{CUDA}", "nvidia-cuda-nvrtc", _PLACE, needed=False),
+    Library("libcurand.so.10", "nvidia-curand", _PLACE),
+    Library("libcufft.so.12", "nvidia-cufft", _PLACE, needed=False),
+    Library(f"libcudart.so.{CUDA}", "nvidia-cuda-runtime", _PLACE),
+    Library("libcudnn.so.9", f"nvidia-cudnn-cu{CUDA}", ("nvidia", "cudnn", "lib")),
+)
+"""What the provider loads, in the order in which one needs another."""
 
 
-def located(cuda: str) -> dict[Library, Path | None]:
+def located() -> dict[Library, Path | None]:
     """The file of each library, None where it is not to be found."""
-    return {library: find_library(library.name, package_folders(*library.folder)) for library in libraries(cuda)}
+    return {library: find_library(library.name, package_folders(*library.folder)) for library in LIBRARIES}
 
 
-def driver_version() -> str | None:
-    """The version of the driver: the kernel module's, else that of its library; None where there is no driver."""
-    try:
-        said = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", _MODULE.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        said = None
-    if said is not None:
-        return said[1]
-    found = find_library(DRIVER)
-    return None if found is None else file_version(found)
+def driver() -> Driver | None:
+    """The driver, as far as files tell; None where it is not here."""
+    return find_driver("nvidia", DRIVER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +66,22 @@ class Lack:
     wheels: tuple[str, ...] = ()
 
 
-def lacks(cuda: str) -> tuple[Lack, ...]:
-    """What is not here of what a provider built with this version of CUDA needs, or does not fit it."""
-    major, driver = cuda.partition(".")[0], driver_version()
-    oldest = OLDEST_DRIVER.get(major, 0)
-    found = []
-    if driver is None or find_library(DRIVER) is None:
-        found.append(Lack(f"NVIDIA's driver{f' {oldest} or newer' if oldest else ''} ({DRIVER})"))
-    elif 1 < _branch(driver) < oldest:
-        found.append(Lack(f"NVIDIA's driver {oldest} or newer for CUDA {major} ({driver} is here)"))
-    absent = [library for library, path in located(cuda).items() if path is None and library.needed]
-    for what, own in ((f"CUDA {major}", False), ("cuDNN 9", True)):
+def remedy(lacking: Sequence[Lack]) -> str:
+    """What to do about them: the wheels to install, and the driver; "" where nothing lacks."""
+    wheels = dict.fromkeys(wheel for lack in lacking for wheel in lack.wheels)
+    system = any(not lack.wheels for lack in lacking)
+    return "; ".join([*([f"pip install {' '.join(wheels)}"] if wheels else []), *([DRIVER_REMEDY] if system else [])])
+
+
+def lacks() -> tuple[Lack, ...]:
+    """What is not here of what the provider needs, or does not fit it."""
+    here, found = driver(), []
+    if here is None:
+        found.append(Lack(f"NVIDIA's driver {OLDEST_DRIVER} or newer ({DRIVER})"))
+    elif 0 < here.branch < OLDEST_DRIVER:
+        found.append(Lack(f"NVIDIA's driver {OLDEST_DRIVER} or newer for CUDA {CUDA} ({here.version} is here)"))
+    absent = [library for library, path in located().items() if path is None and library.needed]
+    for what, own in ((f"CUDA {CUDA}", False), ("cuDNN 9", True)):
         parts = [library for library in absent if library.name.startswith("libcudnn") is own]
         if parts:
             names = ", ".join(library.name for library in parts)
@@ -90,30 +89,26 @@ def lacks(cuda: str) -> tuple[Lack, ...]:
     return tuple(found)
 
 
-def _branch(driver: str) -> int:
-    """The first number of a driver's version; 0 where it has none."""
-    first = driver.partition(".")[0]
-    return int(first) if first.isdigit() else 0
-
-
-def versions(cuda: str) -> dict[str, str]:
+def versions() -> dict[str, str]:
     """The versions of the driver and of the libraries found, which the numbers may depend on."""
-    found = {"NVIDIA driver": driver_version() or "none"}
-    for library, path in located(cuda).items():
+    here = driver()
+    found = {"NVIDIA driver": "none" if here is None else here.version or "unknown"}
+    for library, path in located().items():
         if path is not None:
             found[library.name] = _version(library, path)
     return found
 
 
-def load(cuda: str) -> None:
-    """Loads the libraries that lie in wheels, where the loader does not look; raises `OSError`."""
-    for library, path in located(cuda).items():
+def load() -> None:
+    """Loads the libraries that lie in wheels, where the loader does not look; raises `NotAvailable`."""
+    for library, path in located().items():
         if path is not None:
             try:
                 ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-            except OSError:
+            except OSError as error:
                 if library.needed:
-                    raise
+                    remedy = f"pip install --force-reinstall {library.wheel}, or mend {path}"
+                    raise NotAvailable(f"{library.name} cannot be loaded: {error}", remedy=remedy) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +122,11 @@ class Gpu:
 
 
 def devices() -> tuple[Gpu, ...]:
-    """The devices that the driver shows to this process, by CUDA_VISIBLE_DEVICES too; raises `OSError` with why not."""
-    driver = ctypes.CDLL(DRIVER)
+    """The devices that the driver shows to this process, by CUDA_VISIBLE_DEVICES too; raises `NotAvailable`."""
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError as error:
+        raise NotAvailable(f"{DRIVER} cannot be loaded: {error}", remedy=DRIVER_REMEDY) from error
     count = ctypes.c_int()
     _check(driver, driver.cuInit(0))
     _check(driver, driver.cuDeviceGetCount(ctypes.byref(count)))
@@ -152,7 +150,8 @@ def _check(driver: ctypes.CDLL, status: int) -> None:
     if status != 0:
         said = ctypes.c_char_p()
         driver.cuGetErrorString(status, ctypes.byref(said))
-        raise OSError(f"the driver says: {(said.value or b'error').decode()} ({status})")
+        why = f"the driver says: {(said.value or b'error').decode()} ({status})"
+        raise NotAvailable(why, remedy=GPU_REMEDY)
 
 
 def _version(library: Library, path: Path) -> str:

@@ -34,10 +34,11 @@ _BINDABLE = {
 """onnxruntime's types that NumPy has as well; strings, bfloat16, sequences and maps are not bound."""
 _OTHER_SHAPE = re.compile(
     r"output OrtValue provided for output '(?P<output>.*?)' of node .* but the computed output shape for this run is "
-    r"\{(?P<shape>[\d,]*)\}|OrtValue shape verification failed",
+    r"\{(?P<shape>[\d,]*)\}|OrtValue shape verification failed|Tensor size mismatch: source tensor size is \d+",
     re.DOTALL,
 )
-"""What onnxruntime says where an output has another shape than its place; in a branch it is not the model's output."""
+"""What onnxruntime says where an output has another shape than its place; in a branch it is not the model's output, and
+of one that is copied from a device it tells neither the name nor the shape."""
 
 
 class OnnxRuntimeOptions(BaseModel):
@@ -58,7 +59,7 @@ class OnnxRuntimeSession(Session):
     """A session of onnxruntime; any number of threads may run it at once, as long as nothing is bound.
 
     `copies` says whether onnxruntime copies an input when it is bound, as it does to a device of its own: then it is
-    bound anew for each run.
+    bound anew for each run. It then copies outputs from there, by the number of their elements alone.
 
     Args:
         inner: onnxruntime's InferenceSession.
@@ -174,6 +175,11 @@ class _Port:
         extents = tuple(extent if isinstance(extent, int) else None for extent in port.shape or ())
         return cls(np.dtype(_BINDABLE[port.type]) if port.type in _BINDABLE else None, extents)
 
+    @property
+    def told_by_count(self) -> bool:
+        """Whether the number of its elements tells its shape."""
+        return self.shape.count(None) <= 1
+
     def fits(self, array: np.ndarray[Any, Any]) -> bool:
         """Whether the array is dense, holds anything, and has the port's dtype, rank and known extents."""
         return (
@@ -190,7 +196,8 @@ class _Binding:
 
     onnxruntime also writes an output that is a constant, or a node's copy of an input, into the place bound for it. One
     that is itself an input comes back as that input's memory instead, so it is not bound. Before it writes an output it
-    compares the shape with that of the place, also behind an If or a Loop, and raises where they differ.
+    compares the shape with that of the place, also behind an If or a Loop, and raises where they differ. Where it
+    copies the output from a device it compares the number of elements, so that only a shape that this tells is bound.
     """
 
     def __init__(self, inner: Any, buffers: Arrays, copies: bool = False) -> None:
@@ -200,13 +207,13 @@ class _Binding:
         self._both = inputs.keys() & outputs.keys()
         # One port of another type rules IOBinding out for the whole session.
         self._bindable = all(port.dtype is not None for port in (*inputs.values(), *outputs.values()))
-        self._ports = outputs
+        self._takers = {n: port for n, port in outputs.items() if port.told_by_count or not copies}
         arrays = {name: array for name, array in buffers.items() if self._bindable and name not in self._both}
         self._inputs = {n: _value(a) for n, a in arrays.items() if n in inputs and inputs[n].fits(a)}
         self._outputs = {
             n: _value(a)
             for n, a in arrays.items()
-            if n in outputs and outputs[n].fits(a) and a.flags.writeable and _apart(n, buffers)
+            if n in self._takers and self._takers[n].fits(a) and a.flags.writeable and _apart(n, buffers)
         }
         self.names = frozenset(self._inputs) | frozenset(self._outputs)
         self._whole = self._bound() if self.names and not copies else None
@@ -224,7 +231,8 @@ class _Binding:
 
     def run_into(self, feeds: Arrays, into: Arrays) -> bool:
         """Writes the bound outputs and those of `into`, unless there is one that has to be copied: then False."""
-        if not self._bindable or not all(n not in self._both and self._ports[n].fits(a) for n, a in into.items()):
+        takers = {n: port for n, port in self._takers.items() if self._bindable and n not in self._both}
+        if not all(n in takers and takers[n].fits(array) for n, array in into.items()):
             return False
         if into or self._outputs:
             self._run(feeds, {name: _value(array) for name, array in into.items()})

@@ -113,7 +113,7 @@ def out_of_memory(path: Path, options: Mapping[str, Any], rows: int) -> tuple[st
         made.run({"x": np.zeros((rows, 64), np.float32)})
         first = ""
     except Exception as raised:  # whatever onnxruntime raises
-        first = str(raised)
+        first = f"{type(raised).__name__}: {raised}"
     return first, str(made.run({"x": np.zeros((2, 64), np.float32)})["y"].shape)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto as T
 from onnx import helper as h
 from paddock.diff import diff
-from paddock.errors import BuildFailed, MemoryRefused, NotAvailable, Unsupported
+from paddock.errors import BuildFailed, Exhausted, MemoryRefused, NotAvailable, OtherShape, Unsupported
 from paddock.graph import Graph, Node, Value
-from paddock.libraries import find_library
+from paddock.libraries import Driver, find_library
 from paddock.plan import Answer, Precision
 from paddock.registry import Registry
 from paddock.spi import Context
@@ -38,8 +40,9 @@ ort = pytest.importorskip("onnxruntime")
 
 
 WHEEL = Installed("onnxruntime-gpu", "1.31.1", Path("/nowhere"), "13.0")
+WHEEL_12 = Installed("onnxruntime-gpu", "1.31.1", Path("/nowhere"), "12.8")
 PLAIN = Installed("onnxruntime", "1.32.0", Path("/nowhere"))
-NAMES = tuple(library.name for library in nvidia.libraries("13.0"))
+NAMES = tuple(library.name for library in nvidia.LIBRARIES)
 
 
 def saved(
@@ -56,11 +59,13 @@ def saved(
 
 def host(monkeypatch: pytest.MonkeyPatch, here: Installed | None, driver: str | None, *absent: str) -> None:
     """A host with this onnxruntime, this driver, and all of NVIDIA's libraries but those named."""
-    there = {**{n: Path(f"/wheels/{n}") for n in NAMES}, "libcuda.so.1": Path(f"/usr/lib/libcuda.so.{driver}")}
-    lost = {*absent, *(["libcuda.so.1"] if driver is None else [])}
+    there = {n: Path(f"/wheels/{n}") for n in NAMES if n not in absent}
+    found = None
+    if driver is not None:
+        found = Driver(Path(f"/usr/lib/libcuda.so.{driver}"), driver, int(driver.partition(".")[0] or 0))
     monkeypatch.setattr(cuda_module, "installed", lambda: here)
-    monkeypatch.setattr(nvidia, "find_library", lambda n, folders=(): None if n in lost else there.get(n))
-    monkeypatch.setattr(nvidia, "_MODULE", Path("/nowhere"))
+    monkeypatch.setattr(nvidia, "find_library", lambda n, folders=(): there.get(n))
+    monkeypatch.setattr(nvidia, "find_driver", lambda name, library: found)
 
 
 # What is missing
@@ -80,7 +85,7 @@ def test_a_host_that_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (None, "580.1", (), "missing: onnxruntime-gpu", INSTALL),
         (PLAIN, "580.1", (), "missing: onnxruntime-gpu (onnxruntime 1.32.0 is the CPU's build)", INSTALL),
-        (WHEEL, None, (), "missing: NVIDIA's driver 580 or newer (libcuda.so.1)", "the driver comes with the system"),
+        (WHEEL, None, (), "missing: NVIDIA's driver 580 or newer (libcuda.so.1)", "install NVIDIA's driver, 580"),
         (WHEEL, "570.86.15", (), "NVIDIA's driver 580 or newer for CUDA 13 (570.86.15 is here)", "driver"),
         (WHEEL, "580.1", ("libcudnn.so.9",), "missing: cuDNN 9 (libcudnn.so.9)", "pip install nvidia-cudnn-cu13"),
         (
@@ -88,7 +93,9 @@ def test_a_host_that_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
             "missing: CUDA 13 (libcublasLt.so.13, libcublas.so.13, libcurand.so.10)",
             "pip install nvidia-cublas nvidia-curand",
         ),
-        (WHEEL, None, ("libcudnn.so.9",), "(libcuda.so.1); cuDNN 9 (libcudnn.so.9)", "nvidia-cudnn-cu13; the driver"),
+        (WHEEL, None, ("libcudnn.so.9",), "(libcuda.so.1); cuDNN 9 (libcudnn.so.9)", "nvidia-cudnn-cu13; install"),
+        (None, None, ("libcudnn.so.9",), "(libcuda.so.1); cuDNN 9 (libcudnn.so.9)", f"{INSTALL}; install NVIDIA's"),
+        (WHEEL_12, "580.1", (), "missing: onnxruntime-gpu for CUDA 13 (1.31.1 is built for CUDA 12.8)", INSTALL),
     ],
 )  # fmt: skip
 def test_it_says_exactly_what_is_missing(
@@ -114,14 +121,17 @@ def test_both_builds_in_one_environment_are_refused(monkeypatch: pytest.MonkeyPa
     assert not probe.verdict.usable and "takes the same import name" in probe.verdict.reason
 
 
-@pytest.mark.parametrize("kind", ["", "Open "])
-def test_the_drivers_version_is_the_kernel_modules(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = tmp_path / "version"
-    said.write_text(
-        f"NVRM version: NVIDIA UNIX {kind}Kernel Module for x86_64  580.159.04  Release Build\nGCC version:\n"
-    )
-    monkeypatch.setattr(nvidia, "_MODULE", said)
-    assert nvidia.driver_version() == "580.159.04"
+def test_a_driver_that_does_not_start_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`paddock doctor` says no more; and by an error, which is not remembered for the next time."""
+
+    def tell(status: int, text: Any) -> None:
+        text._obj.value = b"not now"
+
+    library = SimpleNamespace(cuInit=lambda flags: 802, cuGetErrorString=tell)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    with pytest.raises(NotAvailable, match=r"the driver says: not now \(802\)") as refused:
+        GpuCuda.probe_device()
+    assert refused.value.remedy == nvidia.GPU_REMEDY
 
 
 def test_what_is_installed_here_is_what_would_be_imported() -> None:
@@ -353,6 +363,97 @@ def test_outputs_are_written_into_the_callers_arrays(tmp_path: Path) -> None:
     np.testing.assert_array_equal(y, -x)
     made.close()
     made.close()
+
+
+class Device:
+    """onnxruntime's session on a device, as far as outputs go: copied to their places by the number of elements.
+
+    So does its DataTransferManager; before, onnxruntime compares nothing where an output is made on a device.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def io_binding(self) -> Any:
+        self.fed: dict[str, Any] = {}
+        self.places: dict[str, Any] = {}
+        return self
+
+    def bind_cpu_input(self, name: str, array: Any) -> None:
+        self.fed[name] = array
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        self.fed[name] = value.numpy()
+
+    def bind_ortvalue_output(self, name: str, value: Any) -> None:
+        self.places[name] = value.numpy()
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        for output, place in self.places.items():
+            (found,) = self._inner.run([output], self.fed)
+            if found.size != place.size:
+                raise RuntimeError(
+                    f"[ONNXRuntimeError] : 1 : FAIL : Tensor size mismatch: source tensor size is {found.size}, "
+                    f"destination tensor size is {place.size}"
+                )
+            place.ravel()[...] = found.ravel()
+
+    def get_outputs_as_ortvaluevector(self) -> list[Any]:
+        return []
+
+
+def turned(folder: Path, shape: tuple[Any, ...]) -> CudaSession:
+    path = saved([h.make_node("Transpose", ["x"], ["y"], perm=[1, 0])], folder, {}, shape)
+    return CudaSession(Device(ort.InferenceSession(path.read_bytes(), providers=[CPU])), ("y",), 1)
+
+
+@pytest.mark.parametrize("shape", [("n", "m"), ("n", 256), (128, "m"), (128, 256)])
+def test_an_output_of_another_shape_is_told_whatever_its_count(shape: tuple[Any, ...], tmp_path: Path) -> None:
+    """On a device onnxruntime would fill an array of [m, n] with an output of [n, m], and say nothing."""
+    made, x = turned(tmp_path, shape), np.arange(128 * 256, dtype=np.float32).reshape(128, 256)
+    for wrong in ((128, 256), (256, 127), (512, 64)):
+        with pytest.raises(OtherShape) as told:
+            made.run_into({"x": x}, {"y": np.empty(wrong, np.float32)})
+        assert (told.value.output, told.value.given, told.value.found) == ("y", wrong, (256, 128))
+    right = np.empty((256, 128), np.float32)
+    made.run_into({"x": x}, {"y": right})
+    np.testing.assert_array_equal(right, x.T)
+
+
+def test_an_output_is_bound_on_a_device_where_its_count_tells_its_shape(tmp_path: Path) -> None:
+    y = np.empty((256, 128), np.float32)
+    assert turned(tmp_path, ("n", "m")).bind({"y": y}) == frozenset()
+    assert turned(tmp_path, ("n", 256)).bind({"y": y}) == {"y"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 2: out of memory ; GPU=0",
+        "Available memory of 1048576 is smaller than requested bytes of 67108864",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+    ],
+)
+def test_a_request_that_the_memory_does_not_hold_is_told_so(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = turned(tmp_path, ("n", 256))
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError(said)
+
+    x, y = np.ones((128, 256), np.float32), np.empty((256, 128), np.float32)
+    monkeypatch.setattr(made._inner, "run", fail, raising=False)
+    monkeypatch.setattr(made._inner, "run_with_iobinding", fail)
+    with pytest.raises(Exhausted, match="does not hold this request"):
+        made.run({"x": x})
+    with pytest.raises(Exhausted, match="does not hold this request"):
+        made.run_into({"x": x}, {"y": y})
+    monkeypatch.undo()
+    np.testing.assert_array_equal(made.run({"x": x})["y"], x.T)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ from paddock_tensorrt.profiles import Profile, profiles
 from paddock_tensorrt.sdk import said, trt
 from paddock_tensorrt.session import TensorRtSession
 
+ONNXRUNTIME = "onnxruntime"
 QUANTIZATION = "pip install paddock-tensorrt[quantization]"
+EITHER = "pip install paddock-onnxruntime[sdk], or [cuda] where gpu/cuda is wanted: both take the same import name"
 MIB = 1 << 20
 _ENGINE = "engine"
 """The role of the one file of an artifact."""
@@ -91,7 +93,7 @@ class GpuTensorRt(Adapter):
     shapes: ClassVar[Shapes] = Shapes.BOUNDED
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.SERIAL, shares_weights=True)
     tunables: ClassVar[Mapping[str, Sequence[Any]]] = {"options.optimization_level": (5,)}
-    quantizes_with: ClassVar[tuple[str, ...]] = ("ml_dtypes", "onnxruntime", "paddock-onnxruntime")
+    quantizes_with: ClassVar[tuple[str, ...]] = ("ml_dtypes", ONNXRUNTIME, "paddock-onnxruntime")
     Options: ClassVar[type[BaseModel]] = TensorRtOptions
 
     def __init__(self, config: ResolvedConfig, device: Device | None) -> None:
@@ -219,7 +221,8 @@ class GpuTensorRt(Adapter):
         """onnxruntime's, symmetric on both sides as TensorRT's parser wants it."""
         absent = [n for n in self.quantizes_with if importlib.util.find_spec(n.replace("-", "_")) is None]
         if absent:
-            raise NotAvailable(f"quantising for TensorRT needs {', '.join(absent)}", remedy=QUANTIZATION)
+            remedy = "; ".join(([QUANTIZATION] if absent != [ONNXRUNTIME] else []) + [EITHER] * (ONNXRUNTIME in absent))
+            raise NotAvailable(f"quantising for TensorRT needs {', '.join(absent)}", remedy=remedy)
         from paddock_tensorrt.quantizer import TensorRtQuantizer  # what it shares with another plugin is an extra
 
         return TensorRtQuantizer(model.files["model"], samples, work)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from paddock.errors import MemoryRefused, NotAvailable, RunFailed
 
+from paddock_tensorrt.present import CUDA_REMEDY, DRIVER_REMEDY, GPU_REMEDY
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -31,7 +33,7 @@ def runtime() -> Any:
     try:
         from cuda.bindings import runtime as found
     except ImportError as error:
-        raise NotAvailable(f"CUDA's Python bindings cannot be imported: {error}", remedy="`paddock doctor`") from error
+        raise NotAvailable(f"CUDA's Python bindings cannot be imported: {error}", remedy=CUDA_REMEDY) from error
     return found
 
 
@@ -51,8 +53,11 @@ def gpus() -> list[Gpu]:
     status, count = cuda.cudaGetDeviceCount()
     if status == cuda.cudaError_t.cudaErrorNoDevice:
         return []
+    if status == cuda.cudaError_t.cudaErrorInsufficientDriver:
+        _, driver = versions()
+        raise NotAvailable(f"CUDA finds no device: {_told(status)}; it takes CUDA {driver}", remedy=DRIVER_REMEDY)
     if status != cuda.cudaError_t.cudaSuccess:
-        raise NotAvailable(f"CUDA finds no device: {_told(status)}", remedy="`paddock doctor`")
+        raise NotAvailable(f"CUDA finds no device: {_told(status)}", remedy=GPU_REMEDY)
     found = []
     for index in range(count):
         properties = _checked(cuda.cudaGetDeviceProperties(index))

@@ -1,7 +1,6 @@
 """What of driver, CUDA and TensorRT is here, and whether it fits together: from files and package metadata alone.
 
-Nothing is loaded: a library that does not fit its driver ends the process that loads it. So libraries are looked for
-where the linker would (LD_LIBRARY_PATH, the folders of ld.so.conf, the usual ones) and in the wheels that bring them.
+Nothing is loaded: a library that does not fit its driver ends the process that loads it.
 
 Sources: CUDA 13's release notes (a driver of 580 or newer), TensorRT's support matrix (cuDNN is optional, and nothing
 here needs it), the bindings' own import (`tensorrt_libs`, lib*.so.MAJOR).
@@ -11,35 +10,34 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from paddock.libraries import Driver, file_version, find_driver, find_library
 from paddock.plan import Verdict
 
-from paddock_tensorrt.sdk import MODULES
-
 SOURCE = "package metadata, library names and /proc; nothing was loaded"
-ROOT = Path("/")
-VERSION_FILE = ROOT / "proc/driver/nvidia/version"
 DRIVER_LIBRARY = "libcuda.so.1"
+MODULES = ("tensorrt_bindings", "tensorrt")
+"""By what name TensorRT is imported: as the bindings in NVIDIA's wheels, or as in its .deb."""
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 """What the bindings are linked with, each as lib*.so.MAJOR."""
 BINDINGS = ("tensorrt-cu13-bindings", "tensorrt-cu12-bindings", "tensorrt-cu13", "tensorrt-cu12", "tensorrt")
-"""Distributions whose version is TensorRT's."""
+"""Distributions whose version is the bindings'."""
+LIBRARY_WHEELS = ("tensorrt-cu13-libs", "tensorrt-cu12-libs")
+"""Distributions that bring the libraries, in the package `tensorrt_libs`."""
 CUDA = "cuda-bindings"
 OLDEST, NEWEST = (10, 16), 11
 """TensorRT 10.16 to 11.x is what the adapter was checked against."""
-DRIVERS: Mapping[int, int] = {13: 580, 12: 525}
-"""By CUDA's major version, the oldest series of drivers that runs it."""
+DRIVER = 580
+"""The oldest series of drivers that runs CUDA 13, which is the only one known here."""
 
 DRIVER_REMEDY = "install NVIDIA's driver, version 580 or newer, on a host with an NVIDIA GPU (nvidia-smi then lists it)"
-TENSORRT_REMEDY = "pip install tensorrt-cu13 from NVIDIA's own package index, which has the libraries"
-LIBRARIES_REMEDY = (
-    "pip install tensorrt-cu13-libs of the same version from NVIDIA's own package index, or put the folder with "
-    "TensorRT's libraries on LD_LIBRARY_PATH"
+GPU_REMEDY = "nvidia-smi and the kernel's log (dmesg) tell what is wrong with the driver or the GPU"
+TENSORRT_REMEDY = (
+    "pip install 'tensorrt-cu13>=10.16,<12', on a host that reaches NVIDIA's own package index, where its libraries are"
 )
 CUDA_REMEDY = "pip install 'cuda-bindings>=13,<14' onnx, or pip install paddock-tensorrt[sdk]"
 
@@ -48,55 +46,56 @@ CUDA_REMEDY = "pip install 'cuda-bindings>=13,<14' onnx, or pip install paddock-
 class Present:
     """What was found; "" for what is not here.
 
-    `tensorrt` is the bindings' version, `libraries` the folder of each of TensorRT's libraries of that major version.
+    `tensorrt` is the bindings' version, `libraries` the version of each of TensorRT's libraries of that major version:
+    as much of it as is told, None for one that is not here.
     """
 
-    driver: str = ""
-    driver_library: str = ""
+    driver: Driver | None = None
     tensorrt: str = ""
-    libraries: Mapping[str, str] | None = None
+    libraries: Mapping[str, str | None] = field(default_factory=dict)
     cuda: str = ""
     onnx: str = ""
 
     def versions(self) -> dict[str, str]:
         """Versions by what they are of: part of every key."""
-        found = {"tensorrt": self.tensorrt, "nvidia-driver": self.driver, CUDA: self.cuda, "onnx": self.onnx}
+        driver = "" if self.driver is None else self.driver.version
+        found = {"tensorrt": self.tensorrt, "nvidia-driver": driver, CUDA: self.cuda, "onnx": self.onnx}
         return {name: version for name, version in found.items() if version}
 
 
 def look() -> Present:
     """Looks in a few milliseconds."""
     tensorrt = _tensorrt()
-    folders = list(_folders())
-    libraries = {}
-    if tensorrt:
-        major = tensorrt.partition(".")[0]
-        libraries = {name: _library(f"lib{name}.so.{major}", folders) for name in LIBRARIES}
-    library = _library(DRIVER_LIBRARY, folders)
-    return Present(
-        driver=_driver(library), driver_library=library, tensorrt=tensorrt, libraries=libraries,
-        cuda=_version(CUDA), onnx=_version("onnx"),
-    )  # fmt: skip
+    major = tensorrt.partition(".")[0]
+    libraries = {name: _library(f"lib{name}.so.{major}") for name in LIBRARIES} if tensorrt else {}
+    return Present(find_driver("nvidia", DRIVER_LIBRARY), tensorrt, libraries, _version(CUDA), _version("onnx"))
 
 
 def judge(found: Present) -> tuple[Verdict, str]:
     """Whether it all is here and fits, naming everything that does not; and what to do about the first of it."""
     problems = [(problem, remedy) for problem, remedy in _problems(found) if problem]
     if not problems:
-        return Verdict.yes(f"TensorRT {found.tensorrt}, driver {found.driver or 'of unknown version'}", SOURCE), ""
+        driver = found.versions().get("nvidia-driver", "of unknown version")
+        return Verdict.yes(f"TensorRT {found.tensorrt}, driver {driver}", SOURCE), ""
     return Verdict.no("; ".join(problem for problem, _ in problems), SOURCE), "; ".join(
         dict.fromkeys(remedy for _, remedy in problems)
     )
 
 
+def libraries_remedy(version: str) -> str:
+    """What to do where the libraries that belong to bindings of this version ("" for an unknown one) are not found."""
+    wheel = f"tensorrt-cu13-libs=={version}" if version else "tensorrt-cu13-libs"
+    return (
+        f"pip install {wheel}, on a host that reaches NVIDIA's own package index, or put the folder with its "
+        "libraries of that version on LD_LIBRARY_PATH"
+    )
+
+
 def _problems(found: Present) -> Iterator[tuple[str, str]]:
-    if not found.driver_library:
+    if found.driver is None:
         yield f"there is no NVIDIA driver here (no {DRIVER_LIBRARY})", DRIVER_REMEDY
-    elif found.driver and found.cuda:
-        major = int(found.cuda.partition(".")[0])
-        needed = DRIVERS.get(major)
-        if needed is not None and _numbers(found.driver)[:1] < (needed,):
-            yield f"the driver is {found.driver}, and CUDA {major} needs {needed} or newer", DRIVER_REMEDY
+    elif 0 < found.driver.branch < DRIVER:
+        yield f"the driver is {found.driver.version}, and CUDA 13 needs {DRIVER} or newer", DRIVER_REMEDY
     if not found.tensorrt:
         yield "TensorRT's Python package is not installed", TENSORRT_REMEDY
     else:
@@ -104,9 +103,13 @@ def _problems(found: Present) -> Iterator[tuple[str, str]]:
         if numbers[:2] < OLDEST or numbers[0] > NEWEST:
             known = ".".join(map(str, OLDEST))
             yield f"TensorRT is {found.tensorrt}; this adapter knows {known} to {NEWEST}.x", TENSORRT_REMEDY
-        missing = [f"lib{n}.so.{numbers[0]}" for n, place in (found.libraries or {}).items() if not place]
+        remedy = libraries_remedy(found.tensorrt)
+        missing = [f"lib{name}.so.{numbers[0]}" for name, version in found.libraries.items() if version is None]
         if missing:
-            yield f"TensorRT {found.tensorrt} lacks its libraries {', '.join(missing)}", LIBRARIES_REMEDY
+            yield f"TensorRT {found.tensorrt} lacks its libraries {', '.join(missing)}", remedy
+        for name, version in found.libraries.items():
+            if version and not _same(version, found.tensorrt):
+                yield f"TensorRT's bindings are {found.tensorrt}, and its lib{name} is {version}", remedy
     for name, version in ((CUDA, found.cuda), ("onnx", found.onnx)):
         if not version:
             yield f"{name} is not installed", CUDA_REMEDY
@@ -128,35 +131,27 @@ def _version(distribution: str) -> str:
         return ""
 
 
-def _driver(library: str) -> str:
-    """The driver's version: from the kernel module or, where a container hides that, from its library's name."""
-    try:
-        match = re.search(r"Kernel Module\D+(\d+(?:\.\d+)+)", VERSION_FILE.read_text(errors="replace"))
-    except OSError:
-        match = None
-    if match is None and library:
-        match = re.search(r"\.so\.(\d+\.\d+(?:\.\d+)*)$", str(Path(library).resolve()))
-    return match[1] if match else ""
+def _library(name: str) -> str | None:
+    """The version of a library, as much of it as the wheel that brings it or the file's name tells; None without it.
+
+    The bindings load what lies in the wheel of libraries, then what lies beside themselves, then what the loader finds.
+    """
+    for module in ("tensorrt_libs", *MODULES):
+        if any(Path(place, name).is_file() for place in _places(module)):
+            return next((version for wheel in LIBRARY_WHEELS if (version := _version(wheel))), "")
+    path = find_library(name)
+    return None if path is None else file_version(path)
 
 
-def _library(name: str, folders: list[Path]) -> str:
-    return next((str(folder / name) for folder in folders if (folder / name).exists()), "")
+def _places(module: str) -> list[str]:
+    """The folders of a module that may be imported; nothing is."""
+    spec = importlib.util.find_spec(module)
+    return list(spec.submodule_search_locations or ()) if spec is not None else []
 
 
-def _folders() -> Iterator[Path]:
-    """Where libraries are: in wheels, and where the linker looks."""
-    for module in ("tensorrt_libs", *MODULES):  # the bindings look beside themselves, too
-        spec = importlib.util.find_spec(module)
-        yield from map(Path, (spec.submodule_search_locations or ()) if spec is not None else ())
-    yield from (Path(place) for place in os.environ.get("LD_LIBRARY_PATH", "").split(":") if place)
-    for file in (ROOT / "etc/ld.so.conf", *sorted((ROOT / "etc/ld.so.conf.d").glob("*.conf"))):
-        try:
-            lines = file.read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        yield from (Path(line.strip()) for line in lines if line.strip().startswith("/"))
-    usual = ("usr/lib/x86_64-linux-gnu", "usr/lib64", "usr/lib", "usr/local/cuda/lib64", "usr/lib/wsl/lib")
-    yield from (ROOT / place for place in (*usual, "usr/local/nvidia/lib64"))
+def _same(version: str, other: str) -> bool:
+    """Whether two versions are the same as far as both tell."""
+    return all(one == another for one, another in zip(_numbers(version), _numbers(other), strict=False))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

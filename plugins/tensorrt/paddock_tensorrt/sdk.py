@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from paddock.errors import NotAvailable
 
-T = TypeVar("T")
+from paddock_tensorrt.present import MODULES, TENSORRT_REMEDY, libraries_remedy, look
 
-MODULES = ("tensorrt_bindings", "tensorrt")
-"""By what name it is imported: as the bindings in NVIDIA's wheels, which find their libraries, or as in its .deb."""
+T = TypeVar("T")
 
 
 @cache
@@ -31,8 +30,9 @@ def _tensorrt() -> Any:
             try:
                 return importlib.import_module(name)
             except ImportError as error:  # its libraries are not where the linker looks
-                raise NotAvailable(f"{name} cannot be imported: {error}", remedy="`paddock doctor`") from error
-    raise NotAvailable("TensorRT's Python package is not installed", remedy="`paddock doctor`")
+                remedy = libraries_remedy(look().tensorrt)
+                raise NotAvailable(f"{name} cannot be imported: {error}", remedy=remedy) from error
+    raise NotAvailable("TensorRT's Python package is not installed", remedy=TENSORRT_REMEDY)
 
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ else:
 
     trt = _Module()
 
-__all__ = ["MODULES", "Said", "content", "extents", "is_no_memory", "made", "said", "trt"]
+__all__ = ["Said", "content", "extents", "is_no_memory", "made", "said", "trt"]
 
 _NO_MEMORY = (
     "out of memory", "outofmemory", "insufficient memory", "memoryallocation", "memory allocation", "allocation failed"
@@ -132,9 +132,9 @@ def made(what: str, make: Callable[[], T], heard: Said) -> T:
     try:
         found = make()
     except TypeError as error:  # what its bindings raise for a null pointer, and for nothing else here
-        raise NotAvailable(f"TensorRT gives no {what}: {heard.why(str(error))}", remedy="`paddock doctor`") from error
+        raise NotAvailable(f"TensorRT gives no {what}: {heard.why(str(error))}") from error
     if found is None:
-        raise NotAvailable(f"TensorRT gives no {what}: {heard.why()}", remedy="`paddock doctor`")
+        raise NotAvailable(f"TensorRT gives no {what}: {heard.why()}")
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from paddock import libraries
 from paddock_tensorrt import cuda, sdk
 
 HERE = Path(__file__).parent
@@ -22,7 +23,7 @@ def _forget() -> None:
     for name in list(sys.modules):
         if name.partition(".")[0] in MODULES:
             del sys.modules[name]
-    for kept in (sdk._tensorrt, sdk._said, cuda.runtime):
+    for kept in (sdk._tensorrt, sdk._said, cuda.runtime, libraries._library_path):
         kept.cache_clear()
 
 
@@ -30,6 +31,7 @@ def _fake(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[pytest.Monke
     pytest.importorskip("onnxruntime")
     monkeypatch.setenv("PADDOCK_CACHE", str(cache))  # what is kept with a fault is not for other tests
     monkeypatch.syspath_prepend(str(FAKE))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(FAKE / "driver"), prepend=os.pathsep)
     for name in ("FAKE_TENSORRT", "FAKE_CUDA"):
         monkeypatch.delenv(name, raising=False)
     _forget()

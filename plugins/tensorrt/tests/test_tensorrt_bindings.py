@@ -54,6 +54,11 @@ def test_the_adapter_uses_nothing_that_a_major_lacks(major: str, checked: Checke
     assert checked(major, PACKAGE) == []
 
 
+@pytest.mark.parametrize("major", MAJORS)
+def test_neither_does_what_it_is_measured_against(major: str, checked: Checked) -> None:
+    assert checked(major, ROOT / "benchmarks/gpu_tensorrt.py") == []
+
+
 WRONG = {
     "config.set_flag(trt.BuilderFlag.FP16)": {"11"},
     "config.int8_calibrator": {"11"},

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import re
 import subprocess
 import sys
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paddock import libraries
 from paddock.config import HardwareConfig
-from paddock.errors import BuildFailed
+from paddock.errors import BuildFailed, NotAvailable
 from paddock.graph import Graph, Range, Value
+from paddock.libraries import Driver
 from paddock.plan import Answer, Precision
 from paddock.planning.shapes import admits
+from paddock.registry import Registry
 from paddock.spi import Context
 from paddock_tensorrt import build, layers, present
-from paddock_tensorrt.adapter import GpuTensorRt
+from paddock_tensorrt.adapter import EITHER, QUANTIZATION, GpuTensorRt
 from paddock_tensorrt.operators import Asked, verdicts
 from paddock_tensorrt.present import Present, judge, look
 from paddock_tensorrt.profiles import MOST, profiles, unbounded
@@ -28,10 +35,10 @@ from tensorrt_models import T, adapter_of, config_of, h, model_of, net, save
 # What is here
 
 
-LIBRARIES = dict.fromkeys(present.LIBRARIES, "/lib")
+LIBRARIES = dict.fromkeys(present.LIBRARIES, "11.4.0.106")
+DRIVER = Driver(Path("/lib/libcuda.so.580.65.06"), "580.65.06", 580)
 WHOLE: dict[str, Any] = {
-    "driver": "580.65.06", "driver_library": "/lib/libcuda.so.1", "tensorrt": "11.4.0.106", "libraries": LIBRARIES,
-    "cuda": "13.5.0", "onnx": "1.17.0",
+    "driver": DRIVER, "tensorrt": "11.4.0.106", "libraries": LIBRARIES, "cuda": "13.5.0", "onnx": "1.17.0"
 }  # fmt: skip
 
 
@@ -46,12 +53,20 @@ def test_all_that_is_needed_is_here() -> None:
 @pytest.mark.parametrize(
     ("change", "words", "remedy"),
     [
-        ({"driver_library": ""}, "no NVIDIA driver here (no libcuda.so.1)", "install NVIDIA's driver"),
-        ({"driver": "570.12"}, "the driver is 570.12, and CUDA 13 needs 580", "580 or newer"),
-        ({"tensorrt": "", "libraries": {}}, "Python package is not installed", "pip install tensorrt-cu13"),
-        ({"tensorrt": "10.9.0"}, "TensorRT is 10.9.0; this adapter knows 10.16 to 11.x", "pip install tensorrt-cu13"),
-        ({"tensorrt": "12.0.1"}, "TensorRT is 12.0.1", "pip install tensorrt-cu13"),
-        ({"libraries": {**LIBRARIES, "nvinfer": ""}}, "lacks its libraries libnvinfer.so.11", "tensorrt-cu13-libs"),
+        ({"driver": None}, "no NVIDIA driver here (no libcuda.so.1)", "install NVIDIA's driver"),
+        (
+            {"driver": replace(DRIVER, version="570.12", branch=570)},
+            "the driver is 570.12, and CUDA 13 needs 580",
+            "580 or newer",
+        ),
+        ({"tensorrt": "", "libraries": {}}, "Python package is not installed", "pip install 'tensorrt-cu13"),
+        ({"tensorrt": "10.9.0"}, "TensorRT is 10.9.0; this adapter knows 10.16 to 11.x", "pip install 'tensorrt-cu13"),
+        ({"tensorrt": "12.0.1"}, "TensorRT is 12.0.1", "pip install 'tensorrt-cu13"),
+        (
+            {"libraries": {**LIBRARIES, "nvinfer": None}},
+            "lacks its libraries libnvinfer.so.11",
+            "tensorrt-cu13-libs==11",
+        ),
         ({"cuda": ""}, "cuda-bindings is not installed", "cuda-bindings>=13"),
         ({"cuda": "12.9.1"}, "cuda-bindings is 12.9.1, and this adapter knows 13.x", "cuda-bindings>=13"),
         ({"onnx": ""}, "onnx is not installed", "onnx"),
@@ -69,24 +84,62 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
     assert verdict.reason.count(";") == 3 and remedy.count(";") >= 2
 
 
-def test_the_driver_and_the_libraries_are_found_by_their_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(present, "ROOT", tmp_path)
-    monkeypatch.setattr(present, "VERSION_FILE", tmp_path / "version")
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "own"))
-    monkeypatch.setattr(present, "_tensorrt", lambda: "10.16.1.11")
-    for name in ("own/libnvinfer.so.10", "conf/libnvonnxparser.so.10", "usr/lib64/libcuda.so.580.1.2"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("no library")
-    (tmp_path / "usr/lib64/libcuda.so.1").symlink_to(tmp_path / "usr/lib64/libcuda.so.580.1.2")
-    (tmp_path / "etc/ld.so.conf.d").mkdir(parents=True)
-    (tmp_path / "etc/ld.so.conf.d/x.conf").write_text(f"# a comment\n{tmp_path / 'conf'}\n")
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to install wheels in; TensorRT 11.4.0.106's bindings and, by LD_LIBRARY_PATH, a driver are there."""
+    for module in ("tensorrt_bindings", "tensorrt_libs"):
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "__init__.py").touch()
+    wheel(tmp_path, "tensorrt_cu13_bindings", "11.4.0.106")
+    for module in ("tensorrt_bindings", "tensorrt_libs"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/libcuda.so.580.1.2").touch()
+    (tmp_path / "own/libcuda.so.1").symlink_to("libcuda.so.580.1.2")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(libraries, "_library_path", lambda: (str(tmp_path / "own"),))
+    monkeypatch.setattr(libraries, "_DRIVERS", tmp_path / "drivers")
+    return tmp_path
+
+
+def wheel(site: Path, name: str, version: str) -> None:
+    folder = site / f"{name}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n")
+
+
+def test_the_driver_is_found_as_for_every_adapter(site: Path) -> None:
+    assert look().versions()["nvidia-driver"] == "580.1.2"
+    (site / "drivers/nvidia").mkdir(parents=True)
+    said = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  590.44.01  Release Build\nGCC"
+    (site / "drivers/nvidia/version").write_text(said)
     found = look()
-    assert found.driver == "580.1.2" and found.driver_library.endswith("usr/lib64/libcuda.so.1")
-    assert found.libraries is not None
-    assert [name for name, place in found.libraries.items() if not place] == ["nvinfer_plugin"]
-    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  590.44.01  Tue Nov  4\nGCC\n")
-    assert look().driver == "590.44.01"
+    assert found.versions()["nvidia-driver"] == "590.44.01" and found.driver is not None
+    assert found.driver.library == site / "own/libcuda.so.580.1.2"
+
+
+@pytest.mark.parametrize(
+    ("libs", "words"),
+    [("11.4.0.106", ""), ("11.0.0.1", "TensorRT's bindings are 11.4.0.106, and its libnvinfer is 11.0.0.1"), ("", "")],
+)
+def test_libraries_of_a_wheel_are_of_its_version(site: Path, libs: str, words: str) -> None:
+    for name in present.LIBRARIES:
+        (site / f"tensorrt_libs/lib{name}.so.11").touch()
+    if libs:
+        wheel(site, "tensorrt_cu13_libs", libs)
+    verdict, remedy = judge(look())
+    assert words in verdict.reason and ("libnvinfer" in verdict.reason) is bool(words)
+    assert ("tensorrt-cu13-libs==11.4.0.106" in remedy) is bool(words)
+
+
+def test_libraries_of_the_system_are_of_the_version_that_their_files_say(site: Path) -> None:
+    for name, version in (("nvinfer", "11.4.0"), ("nvonnxparser", "11.3.0")):
+        (site / f"own/lib{name}.so.{version}").touch()
+        (site / f"own/lib{name}.so.11").symlink_to(f"lib{name}.so.{version}")
+    verdict, remedy = judge(look())
+    assert "lacks its libraries libnvinfer_plugin.so.11" in verdict.reason
+    assert "its libnvonnxparser is 11.3.0" in verdict.reason and "its libnvinfer is" not in verdict.reason
+    assert remedy.count("tensorrt-cu13-libs==11.4.0.106") == 1
 
 
 def test_probing_imports_nothing() -> None:
@@ -267,6 +320,47 @@ def test_the_bar_grows_with_nested_phases() -> None:
     assert bar.share() == 0.0
 
 
+# What quantising needs
+
+
+@pytest.mark.parametrize(
+    ("absent", "remedy"),
+    [
+        (["ml_dtypes"], QUANTIZATION),
+        (["onnxruntime"], EITHER),
+        (["paddock_onnxruntime", "onnxruntime"], f"{QUANTIZATION}; {EITHER}"),
+    ],
+)
+def test_the_remedy_for_int8_names_what_is_absent(
+    absent: list[str], remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else found(name))
+    with pytest.raises(NotAvailable) as refused:
+        adapter_of(config_of(), None).quantizer(model_of(net(tmp_path / "net.onnx")), [], tmp_path)
+    assert refused.value.remedy == remedy
+
+
+def test_no_extra_of_it_brings_a_build_of_onnxruntime() -> None:
+    """The CPU's would lie over the files of gpu/cuda's, in the same environment."""
+    assert brought("paddock-tensorrt", "quantization") >= {"paddock-onnxruntime", "ml_dtypes"}
+    for extra in ("sdk", "device", "quantization"):
+        assert not {"onnxruntime", "onnxruntime-gpu"} & brought("paddock-tensorrt", extra)
+    assert "onnxruntime" in brought("paddock-onnxruntime", "sdk"), "or this could not fail"
+
+
+def brought(distribution: str, extra: str) -> set[str]:
+    """The distributions that an extra of ours brings, ours with theirs."""
+    project = Path(__file__).resolve().parents[2] / distribution.removeprefix("paddock-") / "pyproject.toml"
+    found = set()
+    for line in tomllib.loads(project.read_text())["project"]["optional-dependencies"][extra]:
+        name, _, extras = re.sub(r"[\]=<>].*", "", line).partition("[")
+        found.add(name)
+        if name.startswith("paddock-"):
+            found |= {each for inner in filter(None, extras.split(",")) for each in brought(name, inner)}
+    return found
+
+
 # Through the core
 
 
@@ -286,6 +380,14 @@ def test_a_plan_without_a_gpu_is_shown_and_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_a_driver_that_is_too_old_for_cuda_says_what_to_do(fake: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where files do not tell that it is: by CUDA's own answer, through to who deploys, and not in a circle."""
+    fake.setenv("FAKE_CUDA", "old")
+    with pytest.raises(NotAvailable, match=r"cudaErrorInsufficientDriver.*it takes CUDA none") as refused:
+        Registry.discover().resolve(config_of())
+    assert refused.value.remedy == present.DRIVER_REMEDY
+
+
 def test_a_deployment_on_the_fake_is_verified_and_its_build_told(fake: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All steps in their own processes, as they are on a GPU; the numbers are onnxruntime's."""
     import numpy as np
