@@ -38,8 +38,6 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "rotary": {"x": {"min": [1, 1, 256], "max": [4, 64, 256]}},
 }
 """The shapes that the example models are asked for in."""
-LEFT = {("gpu/tensorrt", "deepseek"): 6}
-"""How many nodes of an example are left to a fallback: Tiles that are exported in float64, and casts beside them."""
 
 
 def class_of(name: str) -> type[Adapter]:
@@ -59,8 +57,7 @@ def asked(name: str, model: str, precision: str, folder: Path) -> tuple[Path, di
 
 def example_config(name: str, model: str) -> dict[str, Any]:
     """What an example model is to be deployed with."""
-    others = {"fallback": ["cpu/onnxruntime"]} if (name, model) in LEFT else {}
-    return config_of(name, shapes=EXAMPLES[model], **others)
+    return config_of(name, shapes=EXAMPLES[model])
 
 
 def denial(name: str, precision: Precision) -> str:
@@ -132,7 +129,7 @@ def test_the_example_models_are_verified(name: str, model: str, request: pytest.
     with deploy(path, example_config(name, model)) as deployment:
         assert deployment.report.outcome == "passed"
         placement = deployment.plan.placement
-    assert placement.on(name) == len(placement.nodes) - LEFT.get((name, model), 0)
+    assert placement.on(name) == len(placement.nodes)
 
 
 @pytest.mark.parametrize("name", ["gpu/cuda", "gpu/tensorrt"])
@@ -146,7 +143,7 @@ def test_the_example_models_can_be_planned_without_a_device(
         prepared = prepare(path, example_config(name, model), children=children, assume=True)
         prepared.discard()
     placement = prepared.plan.placement
-    assert placement.on(name) == len(placement.nodes) - LEFT.get((name, model), 0)
+    assert placement.on(name) == len(placement.nodes)
     assert not any("needs a profile" in note for note in prepared.plan.notes)
 
 

@@ -60,6 +60,7 @@ class GpuCuda(Adapter):
     precisions: ClassVar[frozenset[Precision]] = frozenset({Precision.FP32, Precision.FP16, Precision.BF16})
     shapes: ClassVar[Shapes] = Shapes.DYNAMIC
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.REENTRANT)
+    environment: ClassVar[tuple[str, ...]] = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_TF32_OVERRIDE")
     tunables: ClassVar[Mapping[str, Sequence[Any]]] = {
         "options.channels_last": (True,),
         "options.conv_search": ("exhaustive",),

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from paddock.graph import Shape
 from paddock.model import Model
 
@@ -43,6 +44,7 @@ def to_onnx(program: Program, model: Model, folder: Path) -> tuple[Path, Provena
     _copy_fetched_again(proto.graph, program.block.ops, source)
     _make_scalars(proto.graph, [value.name for value in found.graph.output_values if value.shape == ()])
     _store_weights(proto.graph)
+    _compare_integers(proto.graph)
     _name_dimensions(proto.graph, [value.shape for value in found.graph.input_values], proto.graph.input)
     _name_dimensions(proto.graph, [value.shape for value in found.graph.output_values], proto.graph.output)
     owners = trace(proto.graph, program.block.ops)
@@ -202,6 +204,37 @@ def _store_weights(graph: Any) -> None:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def _compare_integers(graph: Any) -> None:
+    """Has the larger of two integers taken among integers: paddle2onnx takes them to float64 for it, and back.
+
+    Not every device computes in float64, and where one does not, the model would be cut in two here. The number that it
+    is compared with is an integer, so that it makes no difference when the other is made one.
+    """
+    import onnx
+
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
+    for back in graph.node:
+        larger = makers.get(back.input[0]) if _is_cast(back, onnx.TensorProto.INT64) else None
+        if larger is None or larger.op_type != "Max" or len(larger.input) != 2 or readers[larger.output[0]] != 1:
+            continue
+        there, constant = makers.get(larger.input[0]), stored.get(larger.input[1])
+        if there is None or constant is None or not _is_cast(there, onnx.TensorProto.DOUBLE):
+            continue
+        value = onnx.numpy_helper.to_array(constant)
+        if readers[there.output[0]] == 1 and value.dtype == np.float64 and np.array_equal(value, np.rint(value)):
+            there.attribute[0].i = onnx.TensorProto.INT64
+            name = f"{larger.output[0]}.least"
+            graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.int64), name))
+            larger.input[1] = name
+
+
+def _is_cast(node: Any, to: int) -> bool:
+    return node.op_type == "Cast" and node.attribute[0].i == to
 
 
 def _name_dimensions(graph: Any, shapes: Sequence[Shape | None], values: Any) -> None:

@@ -92,6 +92,7 @@ class GpuTensorRt(Adapter):
     precisions: ClassVar[frozenset[Precision]] = frozenset(Precision)
     shapes: ClassVar[Shapes] = Shapes.BOUNDED
     concurrency: ClassVar[Concurrency] = Concurrency(Threading.SERIAL, shares_weights=True)
+    environment: ClassVar[tuple[str, ...]] = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_TF32_OVERRIDE")
     tunables: ClassVar[Mapping[str, Sequence[Any]]] = {"options.optimization_level": (5,)}
     quantizes_with: ClassVar[tuple[str, ...]] = ("ml_dtypes", ONNXRUNTIME, "paddock-onnxruntime")
     Options: ClassVar[type[BaseModel]] = TensorRtOptions
