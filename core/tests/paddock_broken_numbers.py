@@ -300,6 +300,27 @@ class CleansFeeds(GoodAdapter):
         kernels: ClassVar[dict[str, Kernel]] = {"Add": add}
 
 
+@wrong("bad_input.not_a_number")
+class CleansProducts(GoodAdapter):
+    """What is computed of no number in a product or a normalisation is zero."""
+
+    class Kind(GoodSession):
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            found = super().compute(feeds, names)
+            cleaned = self.operators & {"Gemm", "Conv", "Softmax", "LayerNormalization"}
+            return {n: np.nan_to_num(a, posinf=np.inf, neginf=-np.inf) if cleaned else a for n, a in found.items()}
+
+
+class Saturates(GoodAdapter):
+    """What overflows is the largest number there is: to be told, and no defect."""
+
+    class Kind(WithKernels):
+        def add(self, a: Array, b: Array) -> tuple[Array, ...]:
+            return (np.nan_to_num(a + b, nan=np.nan) if a.dtype == np.float32 else a + b,)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Add": add}
+
+
 # Precisions.
 
 

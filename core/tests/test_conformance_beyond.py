@@ -14,7 +14,7 @@ from paddock.testing.outcomes import Outcome, Result
 from paddock.testing.runner import Runner
 from paddock.testing.watching import Kept, Watch, caught, read, state
 from paddock_broken import GoodAdapter, NpuAdapter
-from paddock_broken_numbers import NUMBERS
+from paddock_broken_numbers import NUMBERS, Saturates
 from paddock_broken_process import RUDE, EchoesAnOption
 from paddock_broken_sdk import ImportsAnSdk
 
@@ -56,6 +56,14 @@ def test_an_echo_proves_nothing(runner: Runner) -> None:
     result = run(runner, EchoesAnOption, "honesty.options")
     assert result.outcome is Outcome.PASSED
     assert any(claim.startswith("turbo: observed() repeats it") for claim in result.unproven)
+
+
+@pytest.mark.long
+def test_saturation_is_told(runner: Runner) -> None:
+    result = run(runner, Saturates, "bad_input.extremes")
+    assert result.outcome is Outcome.PASSED
+    assert "overflow saturates: the largest number twice is 3.40282e+38" in result.reason
+    assert "overflow" not in run(runner, GoodAdapter, "bad_input.extremes").reason
 
 
 # Watching a process.

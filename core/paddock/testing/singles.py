@@ -59,7 +59,11 @@ class Single:
         if array.dtype.kind != "f":
             return array
         spread = array * np.float32(self.scale * (1 + 2 * seed))
-        return (np.abs(spread) + np.float32(0.5)) * np.float32(self.sign) if self.sign else spread + np.float32(self.offset)
+        return (
+            (np.abs(spread) + np.float32(0.5)) * np.float32(self.sign)
+            if self.sign
+            else spread + np.float32(self.offset)
+        )
 
 
 _IMAGE = (("batch", 4, 9, 7),)
