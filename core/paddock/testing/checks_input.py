@@ -295,7 +295,8 @@ def _not_a_number(bench: Bench) -> Evidence:
 
 
 _ARITHMETIC = (
-    "Add", "MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization", "Mul", "Sigmoid", "ReduceMean", "BatchNormalization",
+    "Add", "MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization",
+    "Mul", "Sigmoid", "ReduceMean", "BatchNormalization",
 )  # fmt: skip
 _CHOICES = ("Relu", "MaxPool", "Max", "Clip")
 

@@ -71,9 +71,8 @@ def _keeps_bits(precision: Precision) -> Callable[[Bench], Evidence]:
                 session, sample = serving.load(), serving.sample()
                 found = serving.answer(session, sample)
                 if (why := apart({"y": sample["x"]}, found, precision, Grade.EXACT)) is not None:
-                    raise Broken(
-                        f"x times the unit matrix of {size} rows is not x: operands are narrower than {precision}: {why}"
-                    )
+                    what = f"x times the unit matrix of {size} rows is not x"
+                    raise Broken(f"{what}: operands are narrower than {precision}: {why}")
         return Evidence(f"x times the unit matrix is x, with {' and '.join(map(str, _SIZES))} rows")
 
     return action

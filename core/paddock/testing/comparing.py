@@ -14,7 +14,8 @@ def difference(found: Datum, expected: Datum, dtype: str, rtol: float = RTOL, at
     """How `found` differs from `expected`, in a few words; None where it does not.
 
     Dtypes and shapes are equal or not. Numbers may be apart by `atol + rtol * |expected|`; NaN equals NaN, and an
-    infinity its like. Strings and booleans (in every bit) are equal or not. Sequences are compared one by one, None equals None.
+    infinity its like. Strings and booleans, in every bit, are equal or not. Sequences are compared one by one, None
+    equals None.
 
     Args:
         dtype: What the model declares, a key of `paddock.graph.BITS` or "string": bits are decoded by it.
