@@ -163,7 +163,10 @@ def segmentation(path: Path) -> Path:
 
 
 def two_by_two(path: Path) -> Path:
-    """Two inputs of different sizes and two outputs of one, which needs only one of them: none in alphabetical order."""
+    """Two inputs of different sizes and two outputs of one, one of which needs only one of them.
+
+    The order of neither is the alphabet's.
+    """
     d = Draft("two_by_two")
     right, left = d.input("right", ("batch", 5)), d.input("left", ("batch", 9))
     one = d("Relu", d("MatMul", left, d.weight(9, 7)))
