@@ -59,11 +59,9 @@ class Single:
         if array.dtype.kind != "f":
             return array
         spread = array * np.float32(self.scale * (1 + 2 * seed))
-        return (
-            (np.abs(spread) + np.float32(0.5)) * np.float32(self.sign)
-            if self.sign
-            else spread + np.float32(self.offset)
-        )
+        if self.sign:
+            return np.float32(self.sign) * (np.abs(spread) + np.float32(0.5))
+        return spread + np.float32(self.offset)
 
 
 _IMAGE = (("batch", 4, 9, 7),)
