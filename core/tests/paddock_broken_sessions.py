@@ -14,11 +14,22 @@ from typing import Any, ClassVar
 import numpy as np
 from paddock.child import Children
 from paddock.registry import Registered
-from paddock.spi import Arrays, Concurrency, Observed, ReferenceRole, Session, Threading, other_shape
+from paddock.spi import (
+    Arrays,
+    Artifact,
+    Concurrency,
+    Context,
+    Observed,
+    ReferenceRole,
+    Session,
+    Threading,
+    other_shape,
+)
 from paddock.testing.bench import Bench
 from paddock.testing.outcomes import Result
 from paddock.testing.runner import Runner, checks_for
 from paddock_broken import GoodAdapter, GoodSession, Outputs
+from pydantic import BaseModel
 
 
 def _through(scratch: dict[Any, Any], feeds: Arrays) -> dict[str, Any]:
@@ -180,6 +191,37 @@ class CachesByAddress(GoodAdapter):
             return super().compute({name: there[key][1] for name, key in keys.items()}, names)
 
 
+class DisturbedByLoads(GoodAdapter):
+    """Loading takes the weights through a buffer that running sessions read."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("concurrency.loads_at_once",)
+
+    class Kind(GoodSession):
+        loading: ClassVar[int] = 0
+
+        def __init__(self, artifact: Artifact, options: BaseModel) -> None:
+            type(self).loading += 1
+            time.sleep(0.01)
+            super().__init__(artifact, options)
+            type(self).loading -= 1
+
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            found = super().compute(feeds, names)
+            return {n: np.zeros_like(a) for n, a in found.items()} if self.loading else found
+
+
+class LoadsMixed(GoodAdapter):
+    """One builder for all that is loaded: of two at a time, both get the later one's program."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("concurrency.loads_at_once",)
+    building: ClassVar[list[Artifact]] = []
+
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        self.building[:] = [artifact]
+        time.sleep(0.005)
+        return super().load(self.building[0], context)
+
+
 class _Counts(GoodSession):
     nodes: ClassVar[int] = 0
 
@@ -233,7 +275,8 @@ class Friend(Halved):
 SESSIONS: tuple[type[GoodAdapter], ...] = (
     SharesScratch, SharesScratchBound, ForksShareScratch, ModelsShareScratch, RunIntoRaises, RunIntoForgetsARow,
     RunIntoWrongWhereLarge, RunIntoWritesBeyond, RunIntoTakesAnyShape, BindsOnce, BindsAndGives, CountsNothing,
-    CountsTooMany, Halved, CachesByAddress,
+    CountsTooMany, Halved, CachesByAddress, DisturbedByLoads,
+    LoadsMixed,
 )  # fmt: skip
 
 
