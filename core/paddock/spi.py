@@ -335,10 +335,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def load(self, artifact: Artifact, context: Context) -> Session:
-        """A session for an artifact of this adapter, same versions, same host; its files are only read.
-
-        Whoever deploys on threads of its own has sessions loaded at the same time, and while others run and close.
-        """
+        """A session for an artifact of its own, versions and host; others may load, run and close at the same time."""
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
         """The SDK's known wrong answers that concern this model, and what is done about them.

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from paddock.child import Children
+from paddock.model import Model
+from paddock.plan import Verdict
 from paddock.registry import Registered
 from paddock.spi import (
     Arrays,
@@ -21,6 +23,7 @@ from paddock.spi import (
     Context,
     Observed,
     ReferenceRole,
+    Selection,
     Session,
     Threading,
     other_shape,
@@ -28,7 +31,7 @@ from paddock.spi import (
 from paddock.testing.bench import Bench
 from paddock.testing.outcomes import Result
 from paddock.testing.runner import Runner, checks_for
-from paddock_broken import GoodAdapter, GoodSession, Outputs
+from paddock_broken import OPERATORS, GoodAdapter, GoodSession, Outputs
 from pydantic import BaseModel
 
 
@@ -222,6 +225,17 @@ class LoadsMixed(GoodAdapter):
         return super().load(self.building[0], context)
 
 
+class NoReason(GoodAdapter):
+    """What it does not take it does not take."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("operators.unknown", "honesty.claims")
+    operators: ClassVar[frozenset[str]] = OPERATORS - {"Sigmoid"}
+
+    def select_operators(self, model: Model, context: Context) -> Selection:
+        verdicts = super().select_operators(model, context).verdicts
+        return Selection(tuple(v if v.usable else Verdict.no("", "") for v in verdicts))
+
+
 class _Counts(GoodSession):
     nodes: ClassVar[int] = 0
 
@@ -276,7 +290,7 @@ SESSIONS: tuple[type[GoodAdapter], ...] = (
     SharesScratch, SharesScratchBound, ForksShareScratch, ModelsShareScratch, RunIntoRaises, RunIntoForgetsARow,
     RunIntoWrongWhereLarge, RunIntoWritesBeyond, RunIntoTakesAnyShape, BindsOnce, BindsAndGives, CountsNothing,
     CountsTooMany, Halved, CachesByAddress, DisturbedByLoads,
-    LoadsMixed,
+    LoadsMixed, NoReason,
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from paddock.testing.bench import Bench, Serving
 from paddock.testing.judging import apart
 from paddock.testing.outcomes import Area
 from paddock.testing.table import Broken, Evidence, Refused, Skipped, Table
+from paddock.workshop import UNSAID
 
 TABLE = Table(Area.HONESTY)
 
@@ -174,6 +175,8 @@ def _claims(bench: Bench) -> Evidence:
                 _loaded(serving, name)
                 served.append(name)
         except Refused as error:
+            if UNSAID in error.problem:
+                raise Broken(f"select_operators() says no without a reason: {name}: {error.problem}") from error
             refused.append(f"{name}: {error.problem}")
     if not served:
         raise Skipped(f"it serves none: {'; '.join(refused)[:400]}")
