@@ -8,21 +8,25 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from paddock.child import Children
 from paddock.model import Model
-from paddock.plan import Verdict
+from paddock.plan import PrecisionPlan, Verdict
 from paddock.registry import Registered
 from paddock.spi import (
     Arrays,
     Artifact,
     Concurrency,
     Context,
+    Devices,
+    Footprint,
     Observed,
     ReferenceRole,
+    SegmentPlan,
     Selection,
     Session,
     Threading,
@@ -31,7 +35,7 @@ from paddock.spi import (
 from paddock.testing.bench import Bench
 from paddock.testing.outcomes import Result
 from paddock.testing.runner import Runner, checks_for
-from paddock_broken import OPERATORS, GoodAdapter, GoodSession, Outputs
+from paddock_broken import OPERATORS, GoodAdapter, GoodSession, Options, Outputs
 from pydantic import BaseModel
 
 
@@ -236,6 +240,61 @@ class NoReason(GoodAdapter):
         return Selection(tuple(v if v.usable else Verdict.no("", "") for v in verdicts))
 
 
+class _Turbo(Options):
+    turbo: int = 1
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+
+class DropsOptions(GoodAdapter):
+    """What was set is back at its default in another process."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("honesty.options",)
+    Options: ClassVar[type[BaseModel]] = _Turbo
+
+
+class KeepsThePath(GoodAdapter):
+    """Refers to the user's file, and does not name it."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("contract.loads_elsewhere",)
+
+    def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
+        artifact = super().compile(model, plan, context)
+        return replace(artifact, facts={**artifact.facts, "weights": str(model.files["model"])})
+
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        Path(artifact.facts["weights"]).read_bytes()
+        return super().load(artifact, context)
+
+
+class TellsMoreThanPlanned(GoodAdapter):
+    """The device's memory is planned at a third of what sessions tell that they take."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("memory.planned",)
+
+    @classmethod
+    def probe_device(cls) -> Devices:
+        (plain,) = super().probe_device().devices
+        return Devices(Verdict.yes(), (replace(plain, memory=1 << 30, memory_kind="npu"),))
+
+    def footprint(self, model: Model, precision: PrecisionPlan) -> Footprint | None:
+        return Footprint(process=0, session=16 << 20)
+
+    class Kind(GoodSession):
+        peak: ClassVar[int] = 48 << 20
+
+        def observed(self) -> Observed:
+            return Observed(super().observed().settings, peak_bytes=self.peak)
+
+
+class TellsWhatIsPlanned(TellsMoreThanPlanned):
+    """The same, and keeps to it."""
+
+    class Kind(TellsMoreThanPlanned.Kind):
+        peak: ClassVar[int] = 8 << 20
+
+
 class _Counts(GoodSession):
     nodes: ClassVar[int] = 0
 
@@ -290,7 +349,7 @@ SESSIONS: tuple[type[GoodAdapter], ...] = (
     SharesScratch, SharesScratchBound, ForksShareScratch, ModelsShareScratch, RunIntoRaises, RunIntoForgetsARow,
     RunIntoWrongWhereLarge, RunIntoWritesBeyond, RunIntoTakesAnyShape, BindsOnce, BindsAndGives, CountsNothing,
     CountsTooMany, Halved, CachesByAddress, DisturbedByLoads,
-    LoadsMixed, NoReason,
+    LoadsMixed, NoReason, DropsOptions, KeepsThePath, TellsMoreThanPlanned,
 )  # fmt: skip
 
 
