@@ -131,7 +131,8 @@ def _loads_at_once(bench: Bench) -> Evidence:
     with ExitStack() as stack:
         first = stack.enter_context(bench.serving(bench.plain))
         servings = [first, _another(bench, stack) or first]
-        turns, seconds = [], 0.0
+        turns: list[Callable[[], None]] = []
+        seconds = 0.0
         for serving in servings:
             begun = time.monotonic()
             turns.append(_loaded_once(serving, serving.sample(len(turns))))

@@ -174,7 +174,7 @@ def _table() -> dict[str, Single]:
         "Mul, both broadcast": Single("Mul", _R, (("batch", 1, 6), (4, 1))),
         "Add, channels": Single("Add", _R, (*_IMAGE, (4, 1, 1))),
         "Mul, channels on the left": Single("Mul", _R, ((1, 4, 1, 1), *_IMAGE)),
-        "Sub, constant channels": Single("Sub", _R, _IMAGE, (_weights(1, 4, 1, 1, scale=1),)),
+        "Sub, constant channels": Single("Sub", _R, _IMAGE, (_numbers(0.5, -1.25, 2, 0.125).reshape(1, 4, 1, 1),)),
         # Numbers below zero: the padding is none of them. Those above differ by whether it counts.
         "MaxPool, padded": Single("MaxPool", _E, _IMAGE, attributes=_PADDED, sign=-1),
         "AveragePool, padded": Single("AveragePool", _C, _IMAGE, attributes=_PADDED, sign=1),
