@@ -14,7 +14,6 @@ import sysconfig
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +201,7 @@ def _loads_elsewhere(bench: Bench) -> None:
         model = serving.prepared.parts[0].target
         own = {path.resolve() for files in (model.files, model.origin.files) for path in files.values()}
         named = {path.resolve() for path in serving.segment.artifact.files.values()}
-        with ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             stack.enter_context(_without(serving.segment.cache))
             for path in own - named:
                 stack.enter_context(_moved(path))
