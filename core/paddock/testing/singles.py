@@ -154,7 +154,7 @@ def _table() -> dict[str, Single]:
         "MatMul, whole tiles": Single("MatMul", _C, (("batch", 64, 128),), (_weights(128, 128),)),
         "Conv, whole tiles": Single("Conv", _C, (("batch", 64, 8, 8),), (_weights(64, 64, 3, 3),), {"pads": [1] * 4}),
         "Gemm, transposed weights": Single(
-            "Gemm", _C, _ROWS, (_weights(7, 12, scale=0.3), _weights(7, scale=1)), {"transB": 1, "beta": 0.5}
+            "Gemm", _C, _ROWS, (_weights(7, 12, scale=0.3), _weights(7, scale=1)), {"transB": 1}
         ),
         "Gemm, square weights transposed": Single("Gemm", _C, _ROWS, (_weights(12, 12),), {"transB": 1}),
         "Gemm, rows transposed": Single("Gemm", _C, ((12, 5),), (_weights(12, 7),), {"transA": 1}),
