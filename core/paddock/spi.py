@@ -334,7 +334,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def load(self, artifact: Artifact, context: Context) -> Session:
-        """A session for an artifact of this adapter, same versions, same host; its files are only read."""
+        """A session for an artifact of its own, versions and host; others may load, run and close at the same time."""
 
     def known_defects(self, model: Model) -> Sequence[Remedy]:
         """The SDK's known wrong answers that concern this model, and what is done about them.

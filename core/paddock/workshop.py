@@ -108,6 +108,10 @@ class Part:
         return replace(self.workshop.context, work=work)
 
 
+UNSAID = "it does not say why"
+"""The reason of a "no" that an adapter gave none for."""
+
+
 @cache
 def _verdicts() -> TypeAdapter[tuple[Verdict, ...]]:
     return TypeAdapter(tuple[Verdict, ...])
@@ -165,4 +169,4 @@ def _select_here(resolved: Resolved, model: Model, work: Path, cache: Path) -> S
         raise BuildFailed(f"{resolved.name}: select_operators() returned a {type(found).__name__}, not a Selection")
     if not all(isinstance(verdict, Verdict) for verdict in found.verdicts):
         raise BuildFailed(f"{resolved.name}: select_operators() returned a Selection that holds no verdicts")
-    return found
+    return Selection(tuple(v if v.usable or v.reason.strip() else replace(v, reason=UNSAID) for v in found.verdicts))

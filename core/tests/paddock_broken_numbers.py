@@ -162,6 +162,133 @@ class CutsIntegers(GoodAdapter):
             return super().compute(cut, names)
 
 
+@wrong("operators.Gemm, many rows", "operators.MatMul, whole tiles")
+class ForgetsTheLastTile(GoodAdapter):
+    """Beyond 128 rows, what fills no tile is left zero."""
+
+    class Kind(WithKernels):
+        def gemm(self, a: Array, b: Array, c: Any = None, alpha: float = 1.0, **rest: Any) -> tuple[Array, ...]:
+            y = _gemm(a, b.T if rest.get("transB") else b, c, alpha)
+            y[len(y) // 128 * 128 or None :] = 0
+            return (y,)
+
+        def matmul(self, a: Array, b: Array) -> tuple[Array, ...]:
+            y = np.matmul(a, b)
+            rows = y.reshape(-1, y.shape[-1])
+            rows[len(rows) // 128 * 128 or None :] = 0
+            return (y,)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Gemm": gemm, "MatMul": matmul}
+
+
+@wrong("operators.MatMul, whole tiles", "precision.keeps_bits.fp32")
+class NarrowWholeTiles(GoodAdapter):
+    """Products of whole tiles are computed on units for fp16."""
+
+    class Kind(WithKernels):
+        def matmul(self, a: Array, b: Array) -> tuple[Array, ...]:
+            if any(extent % 64 for extent in b.shape[-2:]):
+                return (np.matmul(a, b),)
+            return (np.matmul(a.astype(np.float16).astype(a.dtype), b),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"MatMul": matmul}
+
+
+@wrong("operators.Gemm, square weights transposed")
+class ForgetsToTranspose(GoodAdapter):
+    """Weights are turned where their shape says that they have to be."""
+
+    class Kind(WithKernels):
+        def gemm(self, a: Array, b: Array, c: Any = None, alpha: float = 1.0, **rest: Any) -> tuple[Array, ...]:
+            turned = (a.T if rest.get("transA") else a), (b if a.shape[-1] == b.shape[0] else b.T)
+            return (_gemm(*turned, None if c is None else rest.get("beta", 1.0) * c, alpha),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Gemm": gemm}
+
+
+@wrong("operators.Add, channels")
+class SpreadsChannels(GoodAdapter):
+    """A number for each channel is shifted by one beside four dimensions, as where channels stand last."""
+
+    class Kind(WithKernels):
+        def add(self, a: Array, b: Array) -> tuple[Array, ...]:
+            return (a + (np.roll(b, 1, 0) if a.ndim == 4 and b.ndim == 3 else b),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Add": add}
+
+
+@wrong("operators.MaxPool, padded")
+class PadsWithZeros(GoodAdapter):
+    """The padding of a maximum is zero."""
+
+    class Kind(GoodSession):
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            found = super().compute(feeds, names)
+            return {n: np.maximum(a, 0) for n, a in found.items()} if self.operators == {"MaxPool"} else found
+
+
+@wrong("operators.AveragePool, padded")
+class CountsThePadding(GoodAdapter):
+    """Averages count the padding, whether they should or not."""
+
+    class Kind(GoodSession):
+        def __init__(self, artifact: Artifact, options: BaseModel) -> None:
+            from onnx import helper
+            from onnx.reference import ReferenceEvaluator
+
+            super().__init__(artifact, options)
+            model = self.evaluator.proto_
+            for node in model.graph.node:
+                if node.op_type == "AveragePool" and not any(a.name == "count_include_pad" for a in node.attribute):
+                    node.attribute.append(helper.make_attribute("count_include_pad", 1))
+            self.evaluator = ReferenceEvaluator(model)
+
+
+@wrong("operators.Softmax, first axis")
+class SoftmaxOfTheLastAxis(GoodAdapter):
+    """The first axis is taken for the last one."""
+
+    class Kind(WithKernels):
+        def softmax(self, x: Array, axis: int = -1) -> tuple[Array, ...]:
+            e = np.exp(x - x.max(axis or -1, keepdims=True))
+            return (np.asarray(e / e.sum(axis or -1, keepdims=True), x.dtype),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Softmax": softmax}
+
+
+@wrong("operators.Less")
+class AllBitsAreTrue(GoodAdapter):
+    """A comparison gives a byte of ones, handed out as a boolean."""
+
+    class Kind(GoodSession):
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            found = super().compute(feeds, names)
+            return {n: (a.view(np.uint8) * 255).view(bool) if a.dtype == bool else a for n, a in found.items()}
+
+
+@wrong("operators.Add, large integers", "operators.Less, large integers", "operators.ReduceSum, large integers")
+class CutsWhatItAdds(GoodAdapter):
+    """Integers are moved with 64 bits, and computed with 32."""
+
+    class Kind(GoodSession):
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            if self.operators == {"Transpose"}:
+                return super().compute(feeds, names)
+            cut = {n: a.astype(np.int32).astype(np.int64) if a.dtype == np.int64 else a for n, a in feeds.items()}
+            return super().compute(cut, names)
+
+
+@wrong("models.two_by_two", "bad_input.outputs")
+class OutputsByTheAlphabet(GoodAdapter):
+    """Takes the outputs in the order in which the SDK lists them."""
+
+    class Kind(GoodSession):
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            found = super().compute(feeds, self.artifact.outputs)
+            listed = dict(zip(self.artifact.outputs, (found[n] for n in sorted(found)), strict=True))
+            return {name: listed[name] for name in names}
+
+
 @wrong("bad_input.not_a_number")
 class CleansFeeds(GoodAdapter):
     """What is no number is added as zero."""
@@ -169,6 +296,27 @@ class CleansFeeds(GoodAdapter):
     class Kind(WithKernels):
         def add(self, a: Array, b: Array) -> tuple[Array, ...]:
             return (np.nan_to_num(a) + np.nan_to_num(b),)
+
+        kernels: ClassVar[dict[str, Kernel]] = {"Add": add}
+
+
+@wrong("bad_input.not_a_number")
+class CleansProducts(GoodAdapter):
+    """What is computed of no number in a product or a normalisation is zero."""
+
+    class Kind(GoodSession):
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            found = super().compute(feeds, names)
+            cleaned = self.operators & {"Gemm", "Conv", "Softmax", "LayerNormalization"}
+            return {n: np.nan_to_num(a, posinf=np.inf, neginf=-np.inf) if cleaned else a for n, a in found.items()}
+
+
+class Saturates(GoodAdapter):
+    """What overflows is the largest number there is: to be told, and no defect."""
+
+    class Kind(WithKernels):
+        def add(self, a: Array, b: Array) -> tuple[Array, ...]:
+            return (np.nan_to_num(a + b, nan=np.nan) if a.dtype == np.float32 else a + b,)
 
         kernels: ClassVar[dict[str, Kernel]] = {"Add": add}
 

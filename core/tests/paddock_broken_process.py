@@ -248,6 +248,16 @@ class Echoed(Options):
     turbo: int = 1
 
 
+class EchoesByFacts(GoodAdapter):
+    """The same by way of the artifact, where any adapter puts its options for `load` to find them."""
+
+    Options: ClassVar[type[BaseModel]] = Echoed
+
+    def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
+        artifact = super().compile(model, plan, context)
+        return replace(artifact, facts={**artifact.facts, "options": self.config.options.model_dump()})
+
+
 class EchoesAnOption(GoodAdapter):
     """Repeats an option that has no effect: no check can refute it, and none counts it as proven."""
 

@@ -8,17 +8,35 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from paddock.child import Children
+from paddock.model import Model
+from paddock.plan import PrecisionPlan, Verdict
 from paddock.registry import Registered
-from paddock.spi import Arrays, Concurrency, Observed, ReferenceRole, Session, Threading, other_shape
+from paddock.spi import (
+    Arrays,
+    Artifact,
+    Concurrency,
+    Context,
+    Devices,
+    Footprint,
+    Observed,
+    ReferenceRole,
+    SegmentPlan,
+    Selection,
+    Session,
+    Threading,
+    other_shape,
+)
 from paddock.testing.bench import Bench
 from paddock.testing.outcomes import Result
 from paddock.testing.runner import Runner, checks_for
-from paddock_broken import GoodAdapter, GoodSession, Outputs
+from paddock_broken import OPERATORS, GoodAdapter, GoodSession, Options, Outputs
+from pydantic import BaseModel
 
 
 def _through(scratch: dict[Any, Any], feeds: Arrays) -> dict[str, Any]:
@@ -166,6 +184,117 @@ class BindsAndGives(GoodAdapter):
             return frozenset(n for n in buffers if n in self.artifact.outputs)
 
 
+class CachesByAddress(GoodAdapter):
+    """Takes an array to the device once for each place where one lies."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("bad_input.read_anew",)
+
+    class Kind(GoodSession):
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            there = self.__dict__.setdefault("there", {})
+            keys = {name: (array.ctypes.data, array.shape) for name, array in feeds.items()}
+            for name, array in feeds.items():  # the array itself is kept, so that its place is not taken by another
+                there.setdefault(keys[name], (array, array.copy()))
+            return super().compute({name: there[key][1] for name, key in keys.items()}, names)
+
+
+class DisturbedByLoads(GoodAdapter):
+    """Loading takes the weights through a buffer that running sessions read."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("concurrency.loads_at_once",)
+
+    class Kind(GoodSession):
+        loading: ClassVar[int] = 0
+
+        def __init__(self, artifact: Artifact, options: BaseModel) -> None:
+            type(self).loading += 1
+            time.sleep(0.01)
+            super().__init__(artifact, options)
+            type(self).loading -= 1
+
+        def compute(self, feeds: Arrays, names: Sequence[str]) -> Outputs:
+            found = super().compute(feeds, names)
+            return {n: np.zeros_like(a) for n, a in found.items()} if self.loading else found
+
+
+class LoadsMixed(GoodAdapter):
+    """One builder for all that is loaded: of two at a time, both get the later one's program."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("concurrency.loads_at_once",)
+    building: ClassVar[list[Artifact]] = []
+
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        self.building[:] = [artifact]
+        time.sleep(0.005)
+        return super().load(self.building[0], context)
+
+
+class NoReason(GoodAdapter):
+    """What it does not take it does not take."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("operators.unknown", "honesty.claims")
+    operators: ClassVar[frozenset[str]] = OPERATORS - {"Sigmoid"}
+
+    def select_operators(self, model: Model, context: Context) -> Selection:
+        verdicts = super().select_operators(model, context).verdicts
+        return Selection(tuple(v if v.usable else Verdict.no("", "") for v in verdicts))
+
+
+class _Turbo(Options):
+    turbo: int = 1
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+
+class DropsOptions(GoodAdapter):
+    """What was set is back at its default in another process."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("honesty.options",)
+    Options: ClassVar[type[BaseModel]] = _Turbo
+
+
+class KeepsThePath(GoodAdapter):
+    """Refers to the user's file, and does not name it."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("contract.loads_elsewhere",)
+
+    def compile(self, model: Model, plan: SegmentPlan, context: Context) -> Artifact:
+        artifact = super().compile(model, plan, context)
+        return replace(artifact, facts={**artifact.facts, "weights": str(model.files["model"])})
+
+    def load(self, artifact: Artifact, context: Context) -> Session:
+        Path(artifact.facts["weights"]).read_bytes()
+        return super().load(artifact, context)
+
+
+class TellsMoreThanPlanned(GoodAdapter):
+    """The device's memory is planned at a third of what sessions tell that they take."""
+
+    caught_by: ClassVar[tuple[str, ...]] = ("memory.planned",)
+
+    @classmethod
+    def probe_device(cls) -> Devices:
+        (plain,) = super().probe_device().devices
+        return Devices(Verdict.yes(), (replace(plain, memory=1 << 30, memory_kind="npu"),))
+
+    def footprint(self, model: Model, precision: PrecisionPlan) -> Footprint | None:
+        return Footprint(process=0, session=16 << 20)
+
+    class Kind(GoodSession):
+        peak: ClassVar[int] = 48 << 20
+
+        def observed(self) -> Observed:
+            return Observed(super().observed().settings, peak_bytes=self.peak)
+
+
+class TellsWhatIsPlanned(TellsMoreThanPlanned):
+    """The same, and keeps to it."""
+
+    class Kind(TellsMoreThanPlanned.Kind):
+        peak: ClassVar[int] = 8 << 20
+
+
 class _Counts(GoodSession):
     nodes: ClassVar[int] = 0
 
@@ -219,7 +348,8 @@ class Friend(Halved):
 SESSIONS: tuple[type[GoodAdapter], ...] = (
     SharesScratch, SharesScratchBound, ForksShareScratch, ModelsShareScratch, RunIntoRaises, RunIntoForgetsARow,
     RunIntoWrongWhereLarge, RunIntoWritesBeyond, RunIntoTakesAnyShape, BindsOnce, BindsAndGives, CountsNothing,
-    CountsTooMany, Halved,
+    CountsTooMany, Halved, CachesByAddress, DisturbedByLoads,
+    LoadsMixed, NoReason, DropsOptions, KeepsThePath, TellsMoreThanPlanned,
 )  # fmt: skip
 
 

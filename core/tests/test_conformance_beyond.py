@@ -14,8 +14,8 @@ from paddock.testing.outcomes import Outcome, Result
 from paddock.testing.runner import Runner
 from paddock.testing.watching import Kept, Watch, caught, read, state
 from paddock_broken import GoodAdapter, NpuAdapter
-from paddock_broken_numbers import NUMBERS
-from paddock_broken_process import RUDE, EchoesAnOption
+from paddock_broken_numbers import NUMBERS, Saturates
+from paddock_broken_process import RUDE, EchoesAnOption, EchoesByFacts
 from paddock_broken_sdk import ImportsAnSdk
 
 ALL: list[type[GoodAdapter]] = [*NUMBERS, *RUDE, ImportsAnSdk]
@@ -52,10 +52,19 @@ def test_what_finds_them_accuses_no_good_one(runner: Runner, name: str) -> None:
 
 
 @pytest.mark.long
-def test_an_echo_proves_nothing(runner: Runner) -> None:
-    result = run(runner, EchoesAnOption, "honesty.options")
+@pytest.mark.parametrize("adapter", [EchoesAnOption, EchoesByFacts], ids=lambda adapter: adapter.__name__)
+def test_an_echo_proves_nothing(runner: Runner, adapter: type[GoodAdapter]) -> None:
+    result = run(runner, adapter, "honesty.options")
     assert result.outcome is Outcome.PASSED
     assert any(claim.startswith("turbo: observed() repeats it") for claim in result.unproven)
+
+
+@pytest.mark.long
+def test_saturation_is_told(runner: Runner) -> None:
+    result = run(runner, Saturates, "bad_input.extremes")
+    assert result.outcome is Outcome.PASSED
+    assert "overflow saturates: the largest number twice is 3.40282e+38" in result.reason
+    assert "overflow" not in run(runner, GoodAdapter, "bad_input.extremes").reason
 
 
 # Watching a process.

@@ -19,7 +19,7 @@ from paddock.testing.runner import Runner, checks_for
 from paddock.testing.singles import SINGLES
 from paddock.testing.table import Broken
 from paddock_broken import GoodAdapter, NpuAdapter, few_cases
-from paddock_broken_sessions import SESSIONS, CountsOne, Halved, beside_a_friend, with_few_files
+from paddock_broken_sessions import SESSIONS, CountsOne, Halved, TellsWhatIsPlanned, beside_a_friend, with_few_files
 
 BRIEF = ("SharesScratch", "RunIntoForgetsARow", "BindsOnce", "CountsNothing")
 """Run each time; the others by `make long`."""
@@ -52,6 +52,12 @@ def test_a_broken_adapter_is_caught(runner: Runner, adapter: type[GoodAdapter]) 
 def test_no_good_adapter_is_accused(runner: Runner, adapter: type[GoodAdapter], name: str) -> None:
     result = run(runner, adapter, name)
     assert result.outcome is Outcome.PASSED, result
+
+
+@pytest.mark.long
+def test_what_a_device_tells_within_its_plan_is_fine(runner: Runner) -> None:
+    result = run(runner, TellsWhatIsPlanned, "memory.planned")
+    assert result.outcome is Outcome.PASSED and "8.0 MiB of the npu's, as observed() tells" in result.reason, result
 
 
 @pytest.mark.slow

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
+from paddock.errors import NotAvailable
 from paddock.host import InProcessHost, first_line
 from paddock.spi import Session, Threading
 from paddock.testing.bench import Bench, Serving
@@ -16,13 +18,13 @@ from paddock.testing.outcomes import Area
 from paddock.testing.table import Broken, Evidence, Refused, Skipped, Table
 
 TABLE = Table(Area.CONCURRENCY)
-THREADS, RUNS = 8, 12
+THREADS, RUNS, LOADS = 8, 12, 4
 _WAIT = 30.0
 """Seconds that threads have to come back: no run of a small model takes one."""
 
 
-def _in_threads(actions: list[Callable[[], Any]]) -> None:
-    """Runs them all at once; raises the first error, and `Broken` where one does not come back."""
+def _in_threads(actions: list[Callable[[], Any]], wait: float = _WAIT) -> None:
+    """Runs them all at once; raises the first error, and `Broken` where one is not back within `wait` seconds."""
     failures: list[BaseException] = []
     gate = threading.Barrier(len(actions))
 
@@ -37,11 +39,11 @@ def _in_threads(actions: list[Callable[[], Any]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(_WAIT)
+        thread.join(wait)
     if failures:
         raise failures[0]
     if any(thread.is_alive() for thread in threads):
-        raise Broken(f"runs on {len(actions)} threads did not come back within {_WAIT:g} s")
+        raise Broken(f"runs on {len(actions)} threads did not come back within {wait:g} s")
 
 
 def _right(serving: Serving, run: Callable[[Any], Any], sample: Any, wanted: Any, when: str) -> None:
@@ -118,6 +120,71 @@ def _in_turns(serving: Serving, run: Callable[[Any], Any], samples: list[Any]) -
                 _right(serving, run, sample, should, "with other sessions running at the same time")
 
     return turns
+
+
+@TABLE.check(
+    "loads_at_once", "sessions that load and close beside others that load and run disturb none of them", seconds=240
+)
+def _loads_at_once(bench: Bench) -> Evidence:
+    """As where a model is replaced while it serves: nothing keeps those apart who deploy on threads of their own."""
+    kind = bench.adapter.concurrency.threading
+    with ExitStack() as stack:
+        first = stack.enter_context(bench.serving(bench.plain))
+        servings = [first, _another(bench, stack) or first]
+        turns: list[Callable[[], None]] = []
+        seconds = 0.0
+        for serving in servings:
+            begun = time.monotonic()
+            turns.append(_loaded_once(serving, serving.sample(len(turns))))
+            seconds += time.monotonic() - begun
+        rounds = LOADS if seconds < 1 else 1
+        loading = list(servings)
+
+        def load(turn: Callable[[], None]) -> None:
+            try:
+                for _ in range(rounds):
+                    turn()
+            finally:
+                loading.pop()
+
+        host = _host(first)
+        turn = _in_turns(first, partial(host.run_on, 0), [first.sample(seed) for seed in (2, 3)])
+
+        def run() -> None:
+            while loading:
+                turn()
+
+        _in_threads([run, *(partial(load, each) for each in turns)], max(_WAIT, 20 * seconds))
+        host.close()
+        return Evidence(f"{kind}: {rounds} loads on each of {len(turns)} threads, beside one that runs")
+
+
+def _host(serving: Serving) -> InProcessHost:
+    """A session as a deployment of one instance has it; raises `Refused` where there is no room for it."""
+    load = partial(serving.segment.load, lambda message: None)
+    try:
+        return InProcessHost(load, serving.bench.adapter.concurrency.threading, 1, serving.bench.name)
+    except NotAvailable as error:
+        raise Refused(f"it takes no further session: {error.problem}") from error
+
+
+def _loaded_once(serving: Serving, sample: Any) -> Callable[[], None]:
+    """Loads, runs and closes a session, whose answer has to be the one that it gives now."""
+
+    def answered() -> Any:
+        host = _host(serving)
+        try:
+            return dict(serving.prepared.translation.answer(partial(host.run_on, 0), sample))
+        finally:
+            host.close()
+
+    wanted = answered()
+
+    def turn() -> None:
+        if (why := apart(wanted, answered(), serving.precision)) is not None:
+            raise Broken(f"loaded beside other sessions that load and run: {why}")
+
+    return turn
 
 
 @TABLE.check("another_thread", "a session that is bound to no thread also runs on one that did not load it")

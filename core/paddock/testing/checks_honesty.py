@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import pickle
 import types
 import typing
 from pathlib import Path
@@ -18,6 +19,7 @@ from paddock.testing.bench import Bench, Serving
 from paddock.testing.judging import apart
 from paddock.testing.outcomes import Area
 from paddock.testing.table import Broken, Evidence, Refused, Skipped, Table
+from paddock.workshop import UNSAID
 
 TABLE = Table(Area.HONESTY)
 
@@ -34,6 +36,10 @@ def _options(bench: Bench) -> Evidence:
         if not values:
             unproven.append(f"{name}: no other value could be found for it")
             continue
+        for value in values:
+            options = bench.adapter.Options.model_validate({name: value})
+            if pickle.loads(pickle.dumps(options)).model_dump() != options.model_dump():
+                raise Broken(f"options.{name} = {value!r} is lost on the way to another process, or another there")
         answers = [_tried(bench, name, value, plain) for value in values]
         if "no trace" in answers:
             value = values[answers.index("no trace")]
@@ -46,7 +52,8 @@ def _options(bench: Bench) -> Evidence:
             unproven.append(f"{name}: it reaches the artifact, and observed() does not say that it took effect")
         elif "echoed" in answers:
             unproven.append(
-                f"{name}: observed() repeats it, and nothing else tells: artifact and answers are the same in every bit"
+                f"{name}: observed() repeats it, and nothing else tells: the artifact's files and the answers are the "
+                "same in every bit"
             )
     return Evidence("; ".join(told), tuple(unproven))
 
@@ -61,7 +68,8 @@ def _tried(bench: Bench, name: str, value: Any, plain: _Traces) -> str:
     if key in found.settings and found.settings[key] != value:
         raise Broken(f"{key} = {value!r} was asked for and took effect as {found.settings[key]!r}")
     beside = [{k: v for k, v in traces.settings.items() if k != key} for traces in (found, plain)]
-    made = (found.facts, found.files, found.answer) != (plain.facts, plain.files, plain.answer)
+    # Facts are no proof: they are where an adapter puts what the config says, for `load` to have it.
+    made = (found.files, found.answer) != (plain.files, plain.answer)
     if beside[0] != beside[1] or (key in found.settings and made):
         return "observed"
     if key in found.settings and found.settings != plain.settings:
@@ -174,6 +182,8 @@ def _claims(bench: Bench) -> Evidence:
                 _loaded(serving, name)
                 served.append(name)
         except Refused as error:
+            if UNSAID in error.problem:
+                raise Broken(f"select_operators() says no without a reason: {name}: {error.problem}") from error
             refused.append(f"{name}: {error.problem}")
     if not served:
         raise Skipped(f"it serves none: {'; '.join(refused)[:400]}")

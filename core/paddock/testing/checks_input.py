@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from paddock.errors import PaddockError
 from paddock.graph import BITS
 from paddock.plan import Precision
+from paddock.spi import Session
 from paddock.testing.bench import Bench, Outputs, Serving
 from paddock.testing.judging import apart, same_bits
 from paddock.testing.outcomes import Area
@@ -42,6 +44,33 @@ def _feeds_only_read(bench: Bench) -> None:
             array.flags.writeable = False
         if not same_bits(first, _answered(session, feeds)):
             raise Broken("arrays that cannot be written give another answer")
+
+
+@TABLE.check("read_anew", "arrays that are written anew and fed again are read again, and those to write into written")
+def _read_anew(bench: Bench) -> None:
+    """As whoever serves from one buffer does; an address says nothing about what lies there."""
+    for path in dict.fromkeys((bench.plain, bench.moving)):
+        with bench.serving(path) as serving:
+            session = serving.load()
+            samples = [serving.sample(seed) for seed in range(3)]
+            feeds, into = serving.feeds(samples[0]), _answered(session, serving.feeds(samples[0]))
+
+            for way in ("run()", "run_into()"):
+                for sample, wanted in zip(samples, serving.expected(*samples), strict=True):
+                    again = partial(_written, session, feeds, into if way == "run_into()" else None)
+                    found = dict(serving.prepared.translation.answer(again, sample))
+                    if (why := apart(wanted, found, serving.precision)) is not None:
+                        raise Broken(f"{way} with other numbers in the same arrays: {why}")
+
+
+def _written(session: Session, feeds: Outputs, into: Outputs | None, given: Mapping[str, Any]) -> Outputs:
+    """One run with these numbers, in arrays that were fed before; its answer written into `into`, where that is one."""
+    for name, array in given.items():
+        feeds[name][...] = array
+    if into is None:
+        return _answered(session, feeds)
+    session.run_into(feeds, into)
+    return {name: np.array(array) for name, array in into.items()}
 
 
 @TABLE.check("answers_are_the_callers", "arrays that run() returns are changed by no later run, and share nothing")
@@ -219,14 +248,26 @@ def _extremes(bench: Bench) -> Evidence:
             break
     if not tried:
         raise Skipped("it runs no operator that only moves numbers")
-    return Evidence(f"{', '.join(tried)}{denormal}")
+    return Evidence(f"{', '.join(tried)}{denormal}{_overflow(bench)}")
+
+
+def _overflow(bench: Bench) -> str:
+    """What the largest number twice is, where not infinity; told and not judged, since some devices saturate."""
+    with suppress(Skipped), bench.serving(bench.single("Add")) as serving:
+        largest = float(np.finfo(np.float16 if serving.precision is Precision.FP16 else np.float32).max)
+        sample = {name: serving.rounded(np.full_like(a, largest)) for name, a in serving.sample().items()}
+        found = next(iter(serving.answer(serving.load(), sample).values()))
+        if not np.isposinf(found).all():
+            return f"; overflow saturates: the largest number twice is {found.min():g}"
+    return ""
 
 
 @TABLE.check("not_a_number", "what is computed of NaN is NaN, and nothing beside it")
 def _not_a_number(bench: Bench) -> Evidence:
     tried: list[str] = []
     swallowed: list[str] = []
-    for name in (*_ARITHMETIC[: 2 if bench.quick else None], *_CHOICES[: 2 if bench.quick else None]):
+    astray: list[str] = []
+    for name in (*_ARITHMETIC[: 6 if bench.quick else None], *_CHOICES[: 2 if bench.quick else None]):
         try:
             with bench.serving(bench.single(name)) as serving:
                 if serving.precision is Precision.INT8:
@@ -234,14 +275,18 @@ def _not_a_number(bench: Bench) -> Evidence:
                 sample = _strewn(serving, np.float32(np.nan))
                 (wanted,) = serving.expected(sample)
                 found = serving.answer(serving.load(), sample)
-                if all(np.array_equal(np.isnan(wanted[n]), np.isnan(found[n])) for n in wanted):
+                there = [(np.isnan(wanted[n]), np.isnan(found[n])) for n in wanted]
+                if all(np.array_equal(should, is_there) for should, is_there in there):
                     tried.append(name)
                 elif name in _ARITHMETIC:
-                    raise Broken(f"{name} of NaN: NaN stands elsewhere than the reference's")
+                    most, count = (sum(int(each[i].sum()) for each in there) for i in (0, 1))
+                    astray.append(f"{name}: NaN stands in {count} places, the reference's in {most}, not all the same")
                 else:
                     swallowed.append(name)
         except Refused:
             continue
+    if astray:
+        raise Broken(f"of NaN is computed what is not NaN: {'; '.join(astray)}")
     if not tried and not swallowed:
         raise Skipped("it runs none of these operators")
     # The standard says max(0, x) and leaves open what the larger of a number and none is.
@@ -249,7 +294,11 @@ def _not_a_number(bench: Bench) -> Evidence:
     return Evidence(f"through {', '.join(tried) or 'none'}", unproven)
 
 
-_ARITHMETIC, _CHOICES = ("Add", "MatMul", "Mul", "Sigmoid"), ("Relu", "MaxPool", "Max", "Clip")
+_ARITHMETIC = (
+    "Add", "MatMul", "Gemm", "Conv", "Softmax", "LayerNormalization",
+    "Mul", "Sigmoid", "ReduceMean", "BatchNormalization",
+)  # fmt: skip
+_CHOICES = ("Relu", "MaxPool", "Max", "Clip")
 
 
 def _strewn(serving: Serving, value: np.float32) -> dict[str, np.ndarray[Any, Any]]:

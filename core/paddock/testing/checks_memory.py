@@ -17,7 +17,7 @@ from paddock.errors import MemoryRefused, NotAvailable
 from paddock.footprint import largest, measure
 from paddock.planning.memory import readable
 from paddock.resident import settled
-from paddock.testing.bench import Bench
+from paddock.testing.bench import Bench, Serving
 from paddock.testing.judging import apart
 from paddock.testing.outcomes import Area
 from paddock.testing.table import Broken, Evidence, Refused, Skipped, Table
@@ -45,12 +45,28 @@ def _planned(bench: Bench) -> Evidence:
         if memory.kind != "host":
             # What a driver keeps on the host is its own affair, and nobody's to bound; its size is told.
             claims = (f"a bound of the {memory.kind}'s memory, which is not measured from here",)
-            return Evidence(f"{taken} of the host's memory taken, beside the {memory.kind}'s", claims)
+            told = f"{taken} of the host's memory taken, beside {_on_device(serving)}"
+            return Evidence(told, claims)
         if memory.most is None:
             return Evidence(f"{taken} taken", ("a bound: footprint() tells none",))
         if found.peak > memory.most:
             raise Broken(f"sessions take {taken}, and at most {readable(memory.most)} was planned")
         return Evidence(f"{taken} taken, between {readable(memory.least)} and {readable(memory.most)} planned")
+
+
+def _on_device(serving: Serving) -> str:
+    """What a session that has run tells of the memory there; raises `Broken` where that is more than was planned."""
+    memory, session = serving.prepared.plan.memory, serving.load()
+    serving.answer(session, serving.sample())
+    told = session.observed().peak_bytes
+    if told is None:
+        return f"the {memory.kind}'s"
+    if memory.most is not None and told > memory.most:
+        raise Broken(
+            f"observed() tells {readable(told)} of the {memory.kind}'s memory, and at most {readable(memory.most)} was "
+            "planned"
+        )
+    return f"{readable(told)} of the {memory.kind}'s, as observed() tells"
 
 
 @MEMORY.check("budget", "a model over memory.limit is refused before anything of it is loaded")

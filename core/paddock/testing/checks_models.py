@@ -23,6 +23,7 @@ from paddock.testing.nodes import Settings, run_nodes
 from paddock.testing.outcomes import Area
 from paddock.testing.singles import SINGLES, Grade, Single
 from paddock.testing.table import SECONDS, Broken, Check, Evidence, Refused, Skipped, Table
+from paddock.workshop import UNSAID
 
 MODELS = Table(Area.MODELS)
 OPERATORS = Table(Area.OPERATORS)
@@ -221,5 +222,7 @@ def _unknown(bench: Bench) -> Evidence:
                 raise Broken("select_operators() says yes to an operator that does not exist")
             serving.load()
     except Refused as error:
+        if UNSAID in error.problem:
+            raise Broken(f"select_operators() says no without a reason: {error.problem}") from error
         return Evidence(error.problem)
     raise Broken("an operator that does not exist was compiled and loaded")

@@ -23,6 +23,10 @@ FLOOR = {Precision.FP16: 2e-5, Precision.BF16: 2e-4, Precision.INT8: 2e-4}
 """The error below which an answer was not computed in the precision: a tenth of what rounding the operands makes."""
 
 
+_SIZES = 12, 128
+"""Of unit matrices: one that is no multiple of a tile, and one of whole tiles, which have units of their own."""
+
+
 def _usable(bench: Bench, precision: Precision) -> None:
     if precision not in bench.adapter.precisions:
         raise Skipped(f"the adapter does not declare {precision}")
@@ -42,7 +46,7 @@ def _identity(bench: Bench, size: int = 12, there_and_back: float | None = None)
 
     if bench.format != "onnx":
         raise Skipped(f"it takes {bench.format} models, and this one is ONNX")
-    path = bench.folder / ("unit.onnx" if there_and_back is None else f"unit-{there_and_back:g}.onnx")
+    path = bench.folder / (f"unit-{size}.onnx" if there_and_back is None else f"unit-{size}-{there_and_back:g}.onnx")
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", size]) for n in "xy")
     stored = [numpy_helper.from_array(np.eye(size, dtype=np.float32), "unit")]
     nodes = [helper.make_node("MatMul", ["x", "unit"], ["y"])]
@@ -62,12 +66,14 @@ def _identity(bench: Bench, size: int = 12, there_and_back: float | None = None)
 def _keeps_bits(precision: Precision) -> Callable[[Bench], Evidence]:
     def action(bench: Bench) -> Evidence:
         _usable(bench, precision)
-        with bench.serving(_identity(bench), precision=precision) as serving:
-            session, sample = serving.load(), serving.sample()
-            found = serving.answer(session, sample)
-            if (why := apart({"y": sample["x"]}, found, precision, Grade.EXACT)) is not None:
-                raise Broken(f"x times the unit matrix is not x: operands are narrower than {precision}: {why}")
-            return Evidence("x times the unit matrix is x")
+        for size in _SIZES:
+            with bench.serving(_identity(bench, size), precision=precision) as serving:
+                session, sample = serving.load(), serving.sample()
+                found = serving.answer(session, sample)
+                if (why := apart({"y": sample["x"]}, found, precision, Grade.EXACT)) is not None:
+                    what = f"x times the unit matrix of {size} rows is not x"
+                    raise Broken(f"{what}: operands are narrower than {precision}: {why}")
+        return Evidence(f"x times the unit matrix is x, with {' and '.join(map(str, _SIZES))} rows")
 
     return action
 

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from paddock.testing.cases import ATOL, CARRIERS, RTOL, Datum
+from paddock.testing.judging import as_bytes
 
 
 def difference(found: Datum, expected: Datum, dtype: str, rtol: float = RTOL, atol: float = ATOL) -> str | None:
     """How `found` differs from `expected`, in a few words; None where it does not.
 
     Dtypes and shapes are equal or not. Numbers may be apart by `atol + rtol * |expected|`; NaN equals NaN, and an
-    infinity its like. Strings and booleans are equal or not. Sequences are compared one by one, None equals None.
+    infinity its like. Strings and booleans, in every bit, are equal or not. Sequences are compared one by one, None
+    equals None.
 
     Args:
         dtype: What the model declares, a key of `paddock.graph.BITS` or "string": bits are decoded by it.
@@ -29,6 +31,8 @@ def difference(found: Datum, expected: Datum, dtype: str, rtol: float = RTOL, at
     if found.shape != expected.shape:
         return f"shape {list(found.shape)}, not {list(expected.shape)}"
     if expected.dtype.kind in "OSUb":
+        if expected.dtype.kind == "b":
+            found, expected = as_bytes(found), as_bytes(expected)
         apart = np.asarray(found != expected)
     else:
         found, expected = decoded(found, dtype), decoded(expected, dtype)

@@ -48,6 +48,8 @@ def _differs(wanted: Array, got: Array, precision: Precision, grade: Grade) -> s
         return f"shape {list(got.shape)}, not {list(wanted.shape)}"
     if wanted.dtype != got.dtype:
         return f"dtype {got.dtype}, not {wanted.dtype}"
+    if wanted.dtype.kind == "b":
+        wanted, got = as_bytes(wanted != 0), as_bytes(got)
     if wanted.dtype.kind != "f":
         return _first(wanted, got, np.asarray(wanted != got))
     if grade is Grade.CLOSE or precision is Precision.INT8:
@@ -61,6 +63,11 @@ def _differs(wanted: Array, got: Array, precision: Precision, grade: Grade) -> s
         if grade is Grade.ROUNDED:
             same |= np.abs(got.astype(np.float64) - rounded) <= _step(rounded, precision)
     return _first(rounded, got, ~same)
+
+
+def as_bytes(array: Array) -> Array:
+    """Booleans as they lie in memory: any byte but 0 is true to NumPy, and only 1 is to whoever else reads them."""
+    return np.ascontiguousarray(array).view(np.uint8).reshape(array.shape)
 
 
 def narrowed(array: Array, precision: Precision) -> Array:

@@ -32,9 +32,9 @@ class Grade(StrEnum):
 class Single:
     """One operator: its inputs by name with shapes, constants, attributes, the ranks of its outputs.
 
-    `kind` is the dtype of the inputs, `dtype` that of the outputs. `positive`: the inputs have to be above zero;
-    `scale` and `offset` place them elsewhere, `offset` only in fp32, which alone holds both. The first dimension of a
-    shape may be "batch".
+    `kind` is the dtype of the inputs, `dtype` that of the outputs. `sign`: the inputs have to be above zero (1) or
+    below it (-1); `scale` and `offset` place them elsewhere, `offset` only in fp32, which alone holds both. The first
+    dimension of a shape may be "batch".
     """
 
     op: str
@@ -44,7 +44,7 @@ class Single:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     outputs: int = 1
     dtype: str = "float32"
-    positive: bool = False
+    sign: int = 0
     kind: str = "float32"
     scale: float = 1.0
     offset: float = 0.0
@@ -59,12 +59,15 @@ class Single:
         if array.dtype.kind != "f":
             return array
         spread = array * np.float32(self.scale * (1 + 2 * seed))
-        return np.abs(spread) + np.float32(0.5) if self.positive else spread + np.float32(self.offset)
+        if self.sign:
+            return np.float32(self.sign) * (np.abs(spread) + np.float32(0.5))
+        return spread + np.float32(self.offset)
 
 
 _IMAGE = (("batch", 4, 9, 7),)
 _ROWS = (("batch", 12),)
 _PAIR = (("batch", 4, 6), ("batch", 4, 6))
+_PADDED = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
 _E, _R, _C = Grade.EXACT, Grade.ROUNDED, Grade.CLOSE
 
 
@@ -119,11 +122,11 @@ def _table() -> dict[str, Single]:
         "Add": Single("Add", _R, _PAIR),
         "Sub": Single("Sub", _R, _PAIR),
         "Mul": Single("Mul", _R, _PAIR),
-        "Div": Single("Div", _R, _PAIR, positive=True),
-        "Sqrt": Single("Sqrt", _R, positive=True),
+        "Div": Single("Div", _R, _PAIR, sign=1),
+        "Sqrt": Single("Sqrt", _R, sign=1),
         "LeakyRelu": Single("LeakyRelu", _R, attributes={"alpha": 0.125}),
         "Exp": Single("Exp", _C),
-        "Log": Single("Log", _C, positive=True),
+        "Log": Single("Log", _C, sign=1),
         "Erf": Single("Erf", _C),
         "Sigmoid": Single("Sigmoid", _C),
         "Tanh": Single("Tanh", _C),
@@ -143,9 +146,18 @@ def _table() -> dict[str, Single]:
         ),
         "LayerNormalization": Single("LayerNormalization", _C, constants=(_weights(6, scale=1), _weights(6, scale=1))),
         "Resize": Single("Resize", _C, (("batch", 2, 3, 2),), (None, _numbers(1, 1, 2, 2)), {"mode": "linear"}),
-        # Where fast kernels take a short cut.
+        # Where fast kernels take a short cut; those for whole tiles where extents are powers of two.
         "Gemm, wide": Single("Gemm", _C, ((17, 130),), (_weights(130, 37), _weights(37, scale=1))),
         "MatMul, wide": Single("MatMul", _C, (("batch", 9, 130),), (_weights(130, 71),)),
+        "Gemm, many rows": Single("Gemm", _C, ((300, 12),), (_weights(12, 7),)),
+        "Gemm, whole tiles": Single("Gemm", _C, ((64, 128),), (_weights(128, 64), _weights(64, scale=1))),
+        "MatMul, whole tiles": Single("MatMul", _C, (("batch", 64, 128),), (_weights(128, 128),)),
+        "Conv, whole tiles": Single("Conv", _C, (("batch", 64, 8, 8),), (_weights(64, 64, 3, 3),), {"pads": [1] * 4}),
+        "Gemm, transposed weights": Single(
+            "Gemm", _C, _ROWS, (_weights(7, 12, scale=0.3), _weights(7, scale=1)), {"transB": 1}
+        ),
+        "Gemm, square weights transposed": Single("Gemm", _C, _ROWS, (_weights(12, 12),), {"transB": 1}),
+        "Gemm, rows transposed": Single("Gemm", _C, ((12, 5),), (_weights(12, 7),), {"transA": 1}),
         "Conv, dilated": Single("Conv", _C, _IMAGE, (_weights(5, 4, 3, 3),), {"dilations": [2, 2], "pads": [2] * 4}),
         "Conv, grouped": Single("Conv", _C, _IMAGE, (_weights(6, 2, 3, 3),), {"group": 2}),
         "Concat, negative axis": Single("Concat", _E, (("batch", 3, 6), ("batch", 3, 2)), attributes={"axis": -1}),
@@ -155,15 +167,30 @@ def _table() -> dict[str, Single]:
         "Slice, backwards": Single("Slice", _E, constants=(_ints(-1), _ints(-6), _ints(-1), _ints(-2))),
         "ReduceMean, negative axis": Single("ReduceMean", _C, attributes={"axes": [-2], "keepdims": 0}),
         "Softmax, inner axis": Single("Softmax", _C, attributes={"axis": 1}),
+        "Softmax, first axis": Single("Softmax", _C, ((5, 4, 6),), attributes={"axis": 0}),
         "Softmax, far apart": Single("Softmax", _C, attributes={"axis": -1}, scale=60.0),
         "Add, left broadcast": Single("Add", _R, ((6,), ("batch", 4, 6))),
         "Sub, left broadcast": Single("Sub", _R, ((4, 1), ("batch", 4, 6))),
         "Mul, both broadcast": Single("Mul", _R, (("batch", 1, 6), (4, 1))),
+        "Add, channels": Single("Add", _R, (*_IMAGE, (4, 1, 1))),
+        "Mul, channels on the left": Single("Mul", _R, ((1, 4, 1, 1), *_IMAGE)),
+        "Sub, constant channels": Single("Sub", _R, _IMAGE, (_numbers(0.5, -1.25, 2, 0.125).reshape(1, 4, 1, 1),)),
+        # Numbers below zero: the padding is none of them. Those above differ by whether it counts.
+        "MaxPool, padded": Single("MaxPool", _E, _IMAGE, attributes=_PADDED, sign=-1),
+        "AveragePool, padded": Single("AveragePool", _C, _IMAGE, attributes=_PADDED, sign=1),
+        "AveragePool, padding counted": Single(
+            "AveragePool", _C, _IMAGE, attributes={**_PADDED, "count_include_pad": 1}, sign=1
+        ),
         "LayerNormalization, far from zero": Single(
             "LayerNormalization", _C, constants=(_weights(6, scale=1), _weights(6, scale=1)), offset=50.0
         ),
         "Transpose, large integers": Single(
             "Transpose", _E, attributes={"perm": [0, 2, 1]}, dtype="int64", kind="int64"
+        ),
+        "Add, large integers": Single("Add", _E, _PAIR, dtype="int64", kind="int64"),
+        "Less, large integers": Single("Less", _E, _PAIR, dtype="bool", kind="int64"),
+        "ReduceSum, large integers": Single(
+            "ReduceSum", _E, constants=(_ints(2),), attributes={"keepdims": 1}, dtype="int64", kind="int64"
         ),
         "LSTM": Single("LSTM", _C, ((5, "batch", 6),), lstm, {"hidden_size": 5}, outputs=2),
         "GRU": Single("GRU", _C, ((5, "batch", 6),), gru, {"hidden_size": 5, "linear_before_reset": 1}, outputs=2),
@@ -178,14 +205,15 @@ def write_single(single: Single, path: Path) -> Path:
     from onnx import TensorProto, checker, helper, numpy_helper, save, shape_inference
 
     kinds = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
-    inputs = [f"x{i}" for i in range(len(single.shapes))]
+    # Names count down: the order of the alphabet, in which SDKs like to list them, is nowhere the graph's.
+    inputs = [f"x{i}" for i in reversed(range(len(single.shapes)))]
     given = [
         helper.make_tensor_value_info(name, kinds[single.kind], list(shape))
         for name, shape in zip(inputs, single.shapes, strict=True)
     ]
     names = ["" if constant is None else f"c{i}" for i, constant in enumerate(single.constants)]
     stored = [numpy_helper.from_array(c, n) for c, n in zip(single.constants, names, strict=True) if n]
-    outputs = [f"y{i}" for i in range(single.outputs)]
+    outputs = [f"y{i}" for i in reversed(range(single.outputs))]
     node = helper.make_node(single.op, [*inputs, *names], outputs, **single.attributes)
     # Shapes are inferred, not stated: what a reader finds is what the standard says.
     untyped = [helper.make_tensor_value_info(name, kinds[single.dtype], None) for name in outputs]

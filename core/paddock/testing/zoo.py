@@ -163,12 +163,15 @@ def segmentation(path: Path) -> Path:
 
 
 def two_by_two(path: Path) -> Path:
-    """Two inputs of different sizes and two outputs, one of which needs only one of them."""
+    """Two inputs of different sizes and two outputs of one, one of which needs only one of them.
+
+    The order of neither is the alphabet's.
+    """
     d = Draft("two_by_two")
-    left, right = d.input("left", ("batch", 9)), d.input("right", ("batch", 5))
+    right, left = d.input("right", ("batch", 5)), d.input("left", ("batch", 9))
     one = d("Relu", d("MatMul", left, d.weight(9, 7)))
     both = d("Add", one, d("MatMul", right, d.weight(5, 7)))
-    return d.save(path, first=d("MatMul", one, d.weight(7, 4)), second=d("Relu", both))
+    return d.save(path, single=d("MatMul", one, d.weight(7, 7)), joined=d("Relu", both))
 
 
 def wide(path: Path) -> Path:
