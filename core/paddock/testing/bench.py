@@ -314,8 +314,9 @@ class Serving:
         self._open.append(session)
         return session
 
-    def forget(self, session: Session) -> None:
-        """Keeps a session that was closed no longer alive."""
+    def close(self, session: Session) -> None:
+        """Closes a session before the others, and keeps it no longer alive."""
+        session.close()
         self._open.remove(session)
 
     def extents(self) -> list[Extents]:

@@ -192,8 +192,7 @@ def _loads(bench: Bench) -> Evidence:
         def load(number: int) -> None:
             session = serving.load()
             session.run(feeds)
-            session.close()
-            serving.forget(session)
+            serving.close(session)
             held.append((threading.active_count() + process.num_threads(), process.num_fds()))
 
         told = _plateau("loading", times, load)
