@@ -29,7 +29,7 @@ from paddock.errors import PaddockError
 from paddock.host import first_line
 from paddock.spi import Adapter, Context, Session
 from paddock.testing.bench import Bench, Serving
-from paddock.testing.checks_contract import packages_of
+from paddock.testing.importing import packages_of
 from paddock.testing.outcomes import Area
 from paddock.testing.table import Broken, Evidence, Table
 from paddock.testing.watching import Kept, Watch, state
