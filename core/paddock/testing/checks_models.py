@@ -60,7 +60,7 @@ def _any(bench: Bench) -> Evidence:
     precision, format = bench.precision, bench.format  # where there is no device or no model, nothing can be served
     try:
         served = f"{bench.plain.stem} ({format}) in {precision}"
-        return Evidence(served, ("batches: it takes one of 1 only",) if bench.batch == 1 else ())
+        return Evidence(served, () if bench.takes_batches else ("batches of more than 1: they are refused",))
     except Skipped as error:
         raise Broken(error.problem) from error
 

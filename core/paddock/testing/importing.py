@@ -66,7 +66,9 @@ def import_here(modules: Sequence[str], distribution: str, probe: Probe) -> tupl
         said = read(out) + read(err)
     new = {name.partition(".")[0] for name in set(sys.modules) - there}
     foreign = {name for name in new if not ours(name)} | (packages & set(sys.modules))
-    return sorted(foreign), said, list(before.changes(state()))
+    changed = before.changes(state())
+    changed.pop("the filters of warnings", None)  # what NumPy and others add to when they are imported
+    return sorted(foreign), said, list(changed)
 
 
 def _import_all(modules: Sequence[str]) -> None:
