@@ -106,6 +106,7 @@ def test_output_is_caught_past_python() -> None:
 def test_a_watched_process_has_its_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(watching, "_ENDING_SECONDS", 0.1)
     here, opened = Path.cwd(), []
     try:
         with Watch(tmp_path / "watched") as watch:
