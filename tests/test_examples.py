@@ -50,10 +50,10 @@ def references(
 
 def is_long(name: str, path: Path) -> bool:
     """Whether it takes ten seconds or more."""
-    if name == "resnet":
-        return path.stem in ("cpu-reference", "cpu-mkldnn", "cpu-openvino", "cpu-paddle")
-    # Where the CPU computes in bf16, what has to stay in fp32 of the decoder is searched with up to 96 deployments.
-    return name == "deepseek" and path.stem.startswith("cpu-") and path.stem.endswith("-bf16")
+    if name == "resnet" and path.stem in ("cpu-reference", "cpu-mkldnn", "cpu-openvino", "cpu-paddle"):
+        return True
+    # Where the CPU computes in bf16, what has to stay in fp32 is searched with up to 96 deployments.
+    return name != "rotary" and path.stem in ("cpu-mkldnn-bf16", "cpu-openvino-bf16")
 
 
 @pytest.mark.parametrize(

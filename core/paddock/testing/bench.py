@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from paddock.contract import check_adapter
 from paddock.errors import BuildFailed, NotAvailable, PaddockError
 from paddock.graph import Range
 from paddock.model import Model
-from paddock.npz import write_npz
 from paddock.plan import Answer, Precision
 from paddock.planning.shapes import apply_shapes
 from paddock.prepare import Prepared, prepare
@@ -38,16 +38,13 @@ from paddock.references import reference_outputs
 from paddock.registry import Registered, Registry
 from paddock.samples import Sample, typical
 from paddock.spi import Adapter, Device, Devices, Probe, Session, Shapes
+from paddock.testing.configuring import USUAL_BATCH, admitted, calibration
 from paddock.testing.singles import SINGLES, Single, write_single
 from paddock.testing.table import Broken, Refused, Skipped
 from paddock.testing.zoo import ZOO
 
 Outputs = dict[str, np.ndarray[Any, Any]]
 Extents = Mapping[str, int]
-
-FLOATS = (Precision.FP32, Precision.FP16, Precision.BF16)
-CALIBRATION, _ROWS = 32, 3
-"""Files to quantise by, and the examples in each."""
 
 
 def under_test(adapter: type[Adapter]) -> Registry:
@@ -72,6 +69,11 @@ class Bench:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.children = children
+        self.batch: int | None = None
+        """That what is compiled for one shape gets, once it is known that the adapter takes it."""
+        self.sessions: WeakValueDictionary[int, Session] = WeakValueDictionary()
+        """Those that may be open."""
+        self._singles: dict[Path, Single] = {}
         self.enter()
         self.registry = under_test(adapter)
 
@@ -135,6 +137,11 @@ class Bench:
         return self.adapter.shapes is Shapes.STATIC
 
     @cached_property
+    def takes_batches(self) -> bool:
+        """Whether an adapter of static shapes serves more than a batch of 1; others do."""
+        return bool(self.plain) and self.batch != 1
+
+    @cached_property
     def format(self) -> str:
         """The first of the adapter's formats that there are models of; raises `Skipped` where there is none."""
         for name in self.adapter.formats:
@@ -162,7 +169,8 @@ class Bench:
         if self.format != "onnx":
             raise Skipped(f"it takes {self.format} models, and the operators' models are ONNX")
         path = self.folder / f"{name.replace(',', '').replace(' ', '-').lower()}.{kind}.onnx"
-        return path if path.exists() else write_single(single or SINGLES[name], path)
+        self._singles[path] = single = single or SINGLES[name]
+        return path if path.exists() else write_single(single, path)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -204,62 +212,71 @@ class Bench:
         Args:
             path: The model's file or folder.
             extents: By the kind of a dimension ("batch" or any other) the extent or profile that it gets; by default
-                1 to 5 and 2 to 7, and for adapters of static shapes 3 and 5.
+                1 to 5 and 2 to 7, and for adapters of static shapes 3 and 5, or 1 and 5 where they take no batch.
             precision: What to compute in; the widest by default.
             keys: Further keys of the config.
 
         Raises `Refused` where the adapter or the core says no with a reason, `Broken` where a promise is not kept.
         """
-        precision = precision or self.precision
-        last: Refused | None = None
-        for more in self._ways(precision):
-            try:
-                prepared = self._prepared(path, extents, {**self._config(precision, path), **more, **keys})
-            except NotAvailable as error:
-                last = Refused(_told(error))
-                continue
-            break
-        else:
-            assert last is not None
-            raise last
+        prepared, segment = self._built(path, extents or {}, precision or self.precision, keys)
         try:
-            try:
-                artifacts = build(prepared.plan, prepared.parts)
-            except RefusedNodes as error:
-                claimed = [prepared.parts[0].verdicts[n] for n in error.nodes if n < len(prepared.parts[0].verdicts)]
-                if claimed and all(verdict.answer is Answer.YES for verdict in claimed):
-                    raise Broken(f"select_operators() said yes, and then {_told(error)}") from error
-                raise Refused(_told(error)) from error
-            with Serving(self, path, prepared, built_of(prepared, artifacts).segments[0]) as serving:
+            with Serving(self, path, prepared, segment) as serving:
                 yield serving
         finally:
             prepared.discard()
 
-    def _ways(self, precision: Precision) -> list[dict[str, Any]]:
-        """What fp16 may need: all of it narrow, or float32 at the border."""
-        return [{"io_dtype": "fp16"}, {}] if precision is Precision.FP16 else [{}]
+    def _built(
+        self, path: Path, extents: Mapping[str, Any], precision: Precision, keys: Mapping[str, Any]
+    ) -> tuple[Prepared, BuiltSegment]:
+        if not self.static or "batch" in extents:
+            return self._compiled(path, extents, precision, keys)
+        for batch in (USUAL_BATCH, 1) if self.batch is None else (self.batch,):
+            try:
+                made = self._compiled(path, {**extents, "batch": batch}, precision, keys)
+            except Refused as error:
+                last = error
+                continue
+            self.batch = batch
+            return made
+        raise last
 
-    def _config(self, precision: Precision, path: Path) -> dict[str, Any]:
+    def _compiled(
+        self, path: Path, extents: Mapping[str, Any], precision: Precision, keys: Mapping[str, Any]
+    ) -> tuple[Prepared, BuiltSegment]:
+        prepared = self._prepared(path, extents, precision, keys)
+        try:
+            artifacts = build(prepared.plan, prepared.parts)
+        except RefusedNodes as error:
+            prepared.discard()
+            claimed = [prepared.parts[0].verdicts[n] for n in error.nodes if n < len(prepared.parts[0].verdicts)]
+            if claimed and all(verdict.answer is Answer.YES for verdict in claimed):
+                raise Broken(f"select_operators() said yes, and then {_told(error)}") from error
+            raise Refused(_told(error)) from error
+        except BaseException:
+            prepared.discard()
+            raise
+        return prepared, built_of(prepared, artifacts).segments[0]
+
+    def _prepared(
+        self, path: Path, extents: Mapping[str, Any], precision: Precision, keys: Mapping[str, Any]
+    ) -> Prepared:
         hardware, _, backend = self.name.partition("/")
         config: dict[str, Any] = {"hardware": hardware, "backend": backend, "precision": precision.value}
+        graph = self.read(path).graph
+        config["shapes"] = shapes = admitted(graph, extents, self.static)
+        refusals: tuple[type[PaddockError], ...] = (NotAvailable,)
         if precision is Precision.INT8:
-            config["calibration"] = {"samples": str(self._calibration(path))}
-        return config
-
-    def _prepared(self, path: Path, extents: Mapping[str, Any] | None, config: dict[str, Any]) -> Prepared:
-        if "shapes" not in config:
-            config = {**config, "shapes": self._shapes(path, extents or {})}
-        return prepare(path, config, children=self.children, registry=self.registry)
-
-    def _shapes(self, path: Path, extents: Mapping[str, Any]) -> dict[str, Any]:
-        found = {}
-        for symbol in self.read(path).graph.symbols():
-            kind = "batch" if symbol == "batch" else "other"
-            usual: Any = {"min": 1, "opt": 2, "max": 5} if kind == "batch" else {"min": 2, "opt": 5, "max": 7}
-            if self.static:
-                usual = 3 if kind == "batch" else 5
-            found[symbol] = extents.get(kind, usual)
-        return found
+            format = self.registry.formats[self.format]
+            samples = calibration(self.folder, path, graph, shapes, format, self._singles.get(path))
+            config["calibration"] = {"samples": str(samples)}
+            refusals = (NotAvailable, BuildFailed)  # its quantiser says so before the adapter is asked
+        # fp16 may need all of it narrow, or float32 at the border.
+        for way in [{"io_dtype": "fp16"}, {}] if precision is Precision.FP16 else [{}]:
+            try:
+                return prepare(path, {**config, **way, **keys}, children=self.children, registry=self.registry)
+            except refusals as error:
+                last = Refused(_told(error))
+        raise last
 
     def read(self, path: Path) -> Model:
         """The model as its format reads it, with open dimensions named."""
@@ -267,18 +284,6 @@ class Bench:
         hardware, _, backend = self.name.partition("/")
         config = HardwareConfig.load({"hardware": hardware, "backend": backend})
         return model.with_graph(apply_shapes(model.graph, config))
-
-    def _calibration(self, path: Path) -> Path:
-        folder = self.folder / f"calibration-{path.stem}"
-        if not folder.exists():
-            folder.mkdir()
-            graph = self.read(path).graph
-            fixed = {s: Range(_ROWS, _ROWS, _ROWS) if s == "batch" else Range(5, 5, 5) for s in graph.symbols()}
-            format = self.registry.formats[self.format]
-            for seed in range(CALIBRATION):
-                drawn = typical(graph.with_bounds(fixed), format.gathers, format.transparent, seed + 1000)
-                write_npz(folder / f"{seed}.npz", dict(drawn), "calibration")
-        return folder
 
 
 class Serving:
@@ -308,14 +313,28 @@ class Serving:
 
     def load(self) -> Session:
         """A new session; closed with this, if not before."""
-        session: object = self.segment.load(lambda message: None)
-        if not isinstance(session, Session):
-            raise Broken(f"load() returned a {type(session).__name__}, not a Session")
+        session = self.fresh()
         self._open.append(session)
         return session
 
-    def forget(self, session: Session) -> None:
-        """Keeps a session that was closed no longer alive."""
+    def fresh(self) -> Session:
+        """A new session that is the caller's to close; raises `Refused` where there is no room beside those open."""
+        beside = len(self.bench.sessions)
+        try:
+            session: object = self.segment.load(lambda message: None)
+        except NotAvailable as error:
+            if not beside:
+                raise
+            raise Refused(f"with {beside} sessions open it refuses one more: {_told(error)}") from error
+        if not isinstance(session, Session):
+            raise Broken(f"load() returned a {type(session).__name__}, not a Session")
+        self.bench.sessions[id(session)] = session
+        return session
+
+    def close(self, session: Session) -> None:
+        """Closes a session before the others, and keeps it no longer alive."""
+        session.close()
+        self.bench.sessions.pop(id(session), None)
         self._open.remove(session)
 
     def extents(self) -> list[Extents]:

@@ -23,9 +23,10 @@ from paddock.testing.table import Broken, Evidence, Refused, Skipped, Table
 TABLE = Table(Area.CONTRACT)
 _EDGE = 16
 """Elements before and behind an array that is to be written: they have to stay as they are."""
-_ROWS = 9000
-"""Of the large model: sessions may copy what is small and write the rest in place. 246 KiB in fp32."""
+_LARGE = 246 << 10
+"""Bytes of the large model's inputs, in fp32: sessions may copy what is small and write the rest in place."""
 _FIXED = {"batch": 3, "other": 5}
+"""What is bound has one shape."""
 
 Array = np.ndarray[Any, Any]
 
@@ -57,12 +58,19 @@ def _raising(what: str) -> Iterator[None]:
 def _models(bench: Bench) -> Iterator[Serving]:
     """The plainest model, one with two outputs, and one whose arrays are large; those that it serves."""
     paths: list[tuple[Path, dict[str, int]]] = [(bench.plain, {})]
-    if bench.precision is not Precision.INT8:  # there are no rows to calibrate so many by
-        paths.append((bench.moving, {"batch": _ROWS}))
+    if bench.precision is not Precision.INT8:  # to calibrate by so much takes its time
+        paths.append((bench.moving, {"batch": _many(bench, bench.moving)}))
     paths += [(bench.model("two_by_two"), {})] if "two_by_two" in bench.names else []
     for path, extents in paths:
         with suppress(Refused), bench.serving(path, extents) as serving:
             yield serving
+
+
+def _many(bench: Bench, path: Path) -> int:
+    """Rows that make the inputs large: of images a few do, where a model of nothing else is served."""
+    shapes = [value.shape or () for value in bench.read(path).graph.input_values]
+    row = sum(int(np.prod([extent for extent in shape if isinstance(extent, int)], dtype=int)) for shape in shapes)
+    return -(-_LARGE // (4 * row))
 
 
 @TABLE.check("run_into", "run_into() writes all of the outputs that it is given arrays for, and nothing else")
@@ -138,7 +146,7 @@ def _other_shape(serving: Serving, session: Session) -> None:
 def _bind(bench: Bench) -> Evidence:
     told = set()
     for path in dict.fromkeys((bench.plain, bench.moving)):
-        with suppress(Refused), bench.serving(path, _FIXED) as serving:
+        with suppress(Refused), bench.serving(path, {} if bench.static else _FIXED) as serving:
             for only in ((*serving.inputs, *serving.outputs), serving.inputs, serving.outputs):
                 told |= _bound(serving, only)
     if not told:
@@ -172,6 +180,8 @@ def _bound(serving: Serving, offered: tuple[str, ...]) -> set[str]:
             raise Broken(f"with {', '.join(sorted(taken))} bound, run {seed + 1} is wrong: {why}")
         if any(place.spilt for place in places.values()):
             raise Broken("a run writes beyond the arrays that are bound")
+    for done in (plain, session):
+        serving.close(done)
     return {"inputs" if name in fed else "outputs" for name in taken}
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import product
 from typing import Any
 
 from paddock.errors import NotAvailable
@@ -59,7 +60,7 @@ def _threads(bench: Bench) -> Evidence:
         with bench.serving(path) as serving:
             samples = [serving.sample(seed) for seed in range(THREADS)]
             wanted = serving.expected(*samples)
-            host = InProcessHost(partial(serving.segment.load, lambda message: None), kind, 1, bench.name)
+            host = InProcessHost(serving.fresh, kind, 1, bench.name)
 
             def many(serving: Serving, host: InProcessHost, sample: Any, should: Any) -> Callable[[], None]:
                 def run() -> None:
@@ -86,18 +87,26 @@ def _sessions_at_once(bench: Bench) -> Evidence:
         servings = [serving for serving in models if serving is not None]
         hosts: list[InProcessHost] = []
         actions: list[Callable[[], None]] = []
-        for serving in servings:
-            for instances in (2, 1):  # as one deployment has them, forked where the adapter can, and as another has
-                load = partial(serving.segment.load, lambda message: None)
-                host = InProcessHost(load, kind, instances, bench.name)
-                hosts.append(host)
-                for instance in range(instances):
-                    samples = [serving.sample(len(actions) + THREADS * n) for n in range(2)]
-                    actions.append(_in_turns(serving, partial(host.run_on, instance), samples))
-        _in_threads(actions)
+        full: Refused | None = None
+        # As one deployment has them, forked where the adapter can, and as another has.
+        for serving, instances in product(servings, (2, 1)):
+            try:
+                host = InProcessHost(serving.fresh, kind, instances, bench.name)
+            except Refused as error:
+                full = error
+                break
+            hosts.append(host)
+            for instance in range(instances):
+                samples = [serving.sample(len(actions) + THREADS * n) for n in range(2)]
+                actions.append(_in_turns(serving, partial(host.run_on, instance), samples))
+        if full is None or len(actions) > 1:
+            _in_threads(actions)
         for host in hosts:
             host.close()
-        return Evidence(f"{kind}: {len(actions)} sessions of {len(servings)} models at once, {2 * RUNS} runs each")
+        if full is not None and len(actions) < 2:
+            raise full
+        said = f"{kind}: {len(actions)} sessions of {len(servings)} models at once, {2 * RUNS} runs each"
+        return Evidence(said, () if full is None else (f"more sessions at once: {full.problem}",))
 
 
 def _another(bench: Bench, stack: ExitStack) -> Serving | None:

@@ -182,7 +182,8 @@ def _odd_sizes(bench: Bench) -> Evidence:
     most = 17 if bench.quick else 70
     extents: list[Mapping[str, Any]] = [{"batch": {"min": 1, "opt": 2, "max": most}}]
     if bench.static:
-        extents = [{"batch": n} for n in ((1, 3, 7, 17) if bench.quick else range(1, most))]
+        sizes = (1, 3, 7, 17) if bench.quick else range(1, most)
+        extents = [{"batch": n} for n in (sizes if bench.takes_batches else (1,))]
     count = 0
     for admitted in extents:
         with bench.serving(bench.moving, admitted) as serving:

@@ -60,7 +60,8 @@ def model_checks(bench_names: tuple[str, ...]) -> list[Check]:
 def _any(bench: Bench) -> Evidence:
     precision, format = bench.precision, bench.format  # where there is no device or no model, nothing can be served
     try:
-        return Evidence(f"{bench.plain.stem} ({format}) in {precision}")
+        served = f"{bench.plain.stem} ({format}) in {precision}"
+        return Evidence(served, () if bench.takes_batches else ("batches of more than 1: they are refused",))
     except Skipped as error:
         raise Broken(error.problem) from error
 
@@ -92,7 +93,8 @@ def _placed(serving: Serving, seed: int, single: Single) -> Sample:
         raise Skipped(f"{serving.precision} does not hold numbers that far from zero")
     if single.scale != 1 and serving.precision is Precision.INT8:
         raise Skipped("int8 holds the numbers only that it was calibrated on")
-    return {name: serving.rounded(single.placed(array, seed)) for name, array in serving.sample(seed).items()}
+    far = 0 if serving.precision is Precision.INT8 else seed  # int8 saturates beyond what it was calibrated on
+    return {name: serving.rounded(single.placed(array, far)) for name, array in serving.sample(seed).items()}
 
 
 def _counted(serving: Serving, session: Session, least: int = 1) -> tuple[str, ...]:
@@ -123,7 +125,8 @@ def _said(verdict: Verdict) -> str:
 def _whole(name: str) -> Callable[[Bench], Evidence | None]:
     def action(bench: Bench) -> Evidence:
         path = bench.model(name)
-        shapes = [{"batch": 1, "other": 5}, {"batch": 3, "other": 7}] if bench.static else [{}]
+        most = 3 if bench.takes_batches else 1
+        shapes = [{"batch": 1, "other": 5}, {"batch": most, "other": 7}] if bench.static else [{}]
         seen = 0
         for extents in shapes:
             with bench.serving(path, extents) as serving:

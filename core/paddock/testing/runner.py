@@ -1,7 +1,8 @@
 """Runs the checks one by one in a long-lived child, each with its time; the child is started anew after a crash.
 
 The child is one process for all checks of an adapter, as a server would be: what one check leaves behind is found by
-the next. Only an adapter that declares that it needs a process of its own gets one for each check.
+the next. Only an adapter that declares that it needs a process of its own gets one for each check; and what is about
+the process itself is run in another child, to which nothing is handed down that the other checks changed.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Runner:
 
     def __init__(self, quick: bool = True) -> None:
         self.quick = quick
-        self._child: Child | None = None
+        self._children: dict[bool, Child] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="paddock-kit-"))
         self._tables: dict[type[Adapter], dict[str, Check]] = {}
 
@@ -99,7 +100,7 @@ class Runner:
         begun = time.perf_counter()
         if adapter.process is Process.EXCLUSIVE:
             self._end()
-        child = self._child = self._child or Child("the conformance kit")
+        child = self._children.setdefault(check.apart, Child("the conformance kit"))
         try:
             found = child.call(
                 _run_here, adapter, check.name, self._folder, self.quick, seconds=seconds or check.seconds
@@ -129,9 +130,8 @@ class Runner:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.close()
+        while self._children:
+            self._children.popitem()[1].close()
 
     def _result(self, check: Check, outcome: Outcome, reason: str, **more: Any) -> Result:
         return Result(check.name, check.area, check.promise, outcome, reason, **more)

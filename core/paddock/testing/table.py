@@ -46,7 +46,11 @@ Action = Callable[[Any], Evidence | None]
 
 @dataclass(frozen=True)
 class Check:
-    """One check. `long`: it takes more than a few seconds, and is left out of a quick run."""
+    """One check.
+
+    `long`: it takes more than a few seconds, and is left out of a quick run. `apart`: it is run in a process that has
+    none of the other checks behind it, and hands down nothing that they changed.
+    """
 
     name: str
     area: Area
@@ -54,6 +58,7 @@ class Check:
     action: Action
     long: bool = False
     seconds: float = SECONDS
+    apart: bool = False
 
 
 class Table:
@@ -64,12 +69,12 @@ class Table:
         self.checks: list[Check] = []
 
     def check(
-        self, name: str, promise: str, *, long: bool = False, seconds: float = SECONDS
+        self, name: str, promise: str, *, long: bool = False, seconds: float = SECONDS, apart: bool = False
     ) -> Callable[[Action], Action]:
         """Registers a function as the check `area.name`."""
 
         def register(action: Action) -> Action:
-            self.checks.append(Check(f"{self.area}.{name}", self.area, promise, action, long, seconds))
+            self.checks.append(Check(f"{self.area}.{name}", self.area, promise, action, long, seconds, apart))
             return action
 
         return register

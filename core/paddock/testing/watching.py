@@ -1,4 +1,4 @@
-"""What a process is like around an adapter's calls: environment, folder, signals, output, open files, threads.
+"""What a process is like around an adapter's calls: what all of it shares, and what is left behind in it.
 
 A vendor's library has the process to itself when it is tried alone; here it shares it with the user's program and
 with other vendors' libraries, none of which it may disturb.
@@ -9,17 +9,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import locale
+import logging
 import os
+import random
 import signal
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 OWN_SIGNALS = tuple(
     getattr(signal, name)
@@ -31,12 +37,15 @@ OWN_SIGNALS = tuple(
 
 @dataclass(frozen=True)
 class State:
-    """What the whole process shares, at one moment."""
+    """What the whole process shares, and what the thread that calls has to itself, at one moment.
+
+    `shared` is, by a few words, what is compared and what is said of it where it is another. `random` is the state of
+    Python's global random numbers.
+    """
 
     environment: Mapping[str, str]
-    folder: str
-    handlers: Mapping[str, str]
-    numpy: str
+    shared: Mapping[str, tuple[object, str]]
+    random: tuple[Any, ...]
 
     def changes(self, later: State) -> dict[str, str]:
         """What differs later, by a few words, and how."""
@@ -45,32 +54,72 @@ class State:
             one, other = self.environment.get(name), later.environment.get(name)
             if one != other:
                 found[f"the variable {name}"] = "is gone" if other is None else f"is {other[:60]!r}"
-        for name, handler in self.handlers.items():
-            if later.handlers[name] != handler:
-                found[f"the handler of {name}"] = "is another"
-        if later.folder != self.folder:
-            found["the current folder"] = f"is {Path(later.folder).name}"
-        if later.numpy != self.numpy:
-            found["NumPy's handling of errors, or its global random numbers"] = "are other ones"
+        for name, (before, _) in self.shared.items():
+            after, how = later.shared[name]
+            if after != before:
+                found[name] = how
+        if _seeded(self.random, later.random):
+            found["Python's global random numbers"] = "are seeded anew"
         return found
 
 
 def state() -> State:
-    """Of this process, now."""
-    caught = _caught()
-    handlers = {s.name: f"{signal.getsignal(s)!r} {caught >> (s - 1) & 1}" for s in OWN_SIGNALS}
+    """Of this process and this thread, now."""
+    status = _status()
+    caught = int(status.get("SigCgt", "0"), 16)
+    blocked = sorted(signal.Signals(s).name for s in signal.pthread_sigmask(signal.SIG_BLOCK, ()) if s in OWN_SIGNALS)
     drawn: Any = np.random.get_state(legacy=False)
-    numbers = f"{sorted(np.geterr().items())} {drawn['state']['pos']} {hash(drawn['state']['key'].tobytes())}"
-    return State({**os.environ, **_own_variables()}, os.getcwd(), handlers, numbers)
+    cores = sorted(os.sched_getaffinity(0))
+    rounding = _rounding()
+    root = logging.getLogger()
+    logs = root.level, root.manager.disable, tuple(root.handlers)
+    shared: dict[str, tuple[object, str]] = {
+        f"the handler of {s.name}": (f"{signal.getsignal(s)!r} {caught >> (s - 1) & 1}", "is another")
+        for s in OWN_SIGNALS
+    }
+    shared |= {
+        "the signals that the thread blocks": (blocked, f"are {', '.join(blocked) or 'none'}"),
+        "the current folder": (os.getcwd(), f"is {Path.cwd().name}"),
+        "the umask": (status.get("Umask"), f"is {status.get('Umask')}"),
+        "the cores that the thread may use": (cores, f"are {', '.join(map(str, cores))}"[:60]),
+        "the thread's arithmetic": (rounding, rounding),
+        "the locale": (locale.setlocale(locale.LC_ALL), f"is {locale.setlocale(locale.LC_ALL)[:60]}"),
+        "NumPy's handling of errors": (np.geterr(), "is another"),
+        "NumPy's global random numbers": ((drawn["state"]["pos"], drawn["state"]["key"].tobytes()), "are other ones"),
+        "the root logger": (logs, "has another level, or other handlers"),
+        "the filters of warnings": (list(warnings.filters), "are other ones"),
+        "sys.excepthook": (sys.excepthook, "is another"),
+        "the garbage collector": ((gc.isenabled(), gc.get_threshold()), "is off, or has other thresholds"),
+    }
+    return State({**os.environ, **_own_variables()}, shared, random.getstate())
 
 
-def _caught() -> int:
-    """The signals that have a handler, also one of a library's, as bits."""
+def _seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether no drawing leads from one state of `random` to the other: who merely draws disturbs nobody."""
+    follower = random.Random()
+    follower.setstate(before)
+    for _ in range(64):
+        if follower.getstate()[1][:-1] == after[1][:-1]:
+            return False
+        follower.getrandbits(32 * (len(after[1]) - 1))  # as many as make the next state of it
+    return True
+
+
+def _rounding() -> str:
+    """How this thread's arithmetic rounds: a mode of the processor's."""
+    one, denormal = np.ones(1, np.float32), np.full(1, 1e-40, np.float32)
+    if not (denormal * one).view(np.uint32)[0]:
+        return "flushes denormal numbers to zero"
+    nearest = (one + np.float32(2**-26))[0] == 1 and (one - np.float32(2**-27))[0] == 1
+    return "rounds to the nearest" if nearest else "rounds in one direction"
+
+
+def _status() -> dict[str, str]:
+    """What Linux tells of this process."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("SigCgt:"):
-                return int(line.partition(":")[2], 16)
-    return 0
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {}
 
 
 def _own_variables() -> dict[str, str]:
@@ -90,38 +139,59 @@ def _own_variables() -> dict[str, str]:
     return found
 
 
+OPEN, THREADS, CHILDREN, LEFT, SHARED, TOLD = KINDS = (
+    "open files",
+    "threads",
+    "processes",
+    "files in the temporary or the current folder (what is removed only at exit counts)",
+    "files in /dev/shm",
+    "bytes on standard error",
+)
+
+
 @dataclass(frozen=True)
 class Kept:
-    """What something left behind when it was done again and again, counted after each third of the times."""
+    """What something left behind when it was done again and again: by kind, counted after each third of the times.
+
+    `doubtful`: it went on growing, and was not done often enough to tell a leak from a pool that fills up.
+    """
 
     times: int
-    files: Sequence[int] = ()
-    threads: Sequence[int] = ()
-    leftovers: Sequence[int] = ()
-    told: Sequence[int] = ()
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     printed: str = ""
+    doubtful: bool = False
 
-    def complaints(self, what: str) -> list[str]:
-        """What goes on growing, in words; and whatever was printed to standard output."""
-        kinds = {
-            "open files": self.files,
-            "threads": self.threads,
-            "files in the temporary or the current folder": self.leftovers,
-            "bytes on standard error": self.told,
-        }
-        found = [
+    def growing(self, what: str) -> list[str]:
+        """What went on growing, in words."""
+        return [
             f"{what} {self.times} times leaves {kind}: {', '.join(map(str, counts))} after each third"
-            for kind, counts in kinds.items()
+            for kind, counts in self.counts.items()
             if _grows(counts)
         ]
+
+    def complaints(self, what: str) -> list[str]:
+        """What goes on growing for certain; and whatever was printed to standard output."""
+        found = [] if self.doubtful else self.growing(what)
         if self.printed:
             found.append(f"{what} writes to standard output: {self.printed[:60]!r}")
         return found
 
+    def doubts(self, what: str) -> list[str]:
+        """What nobody can tell."""
+        return [f"that it ends: {text}" for text in self.growing(what)] if self.doubtful else []
+
 
 def _grows(counts: Sequence[int]) -> bool:
-    """Whether every third added to it: what is made once, and pools that fill up, do not."""
+    """Whether every third added to it: what is made once does not."""
     return len(counts) > 2 and all(one < other for one, other in pairwise(counts))
+
+
+_FILLING, _FILLING_SECONDS = 12, 60.0
+"""How many times as often something is done, and for how long at most, before what grew is counted again."""
+_ENDING_SECONDS = 3.0
+"""For how long what was told to end may take to."""
+_LONG_SECONDS = 5.0
+"""Where once takes longer than that, it is done three times."""
 
 
 @dataclass
@@ -145,38 +215,81 @@ class Watch:
         self._undo.close()
 
     def again(self, times: int, action: Callable[[int], None]) -> Kept:
-        """Does it so many times, a multiple of three, and counts what is there after each third."""
+        """Does it so many times, a multiple of three, and counts what is there after each third.
+
+        What grows may be a pool that fills up, or what was told to end and does so in its own time. So it is done many
+        times more, and then again as at first, with time to end after each third; only what still grows is held
+        against anybody.
+        """
         flushed()
         begun = os.fstat(self._out).st_size
-        counts: list[tuple[int, int, int, int]] = []
-        for number in range(times):
-            action(number)
-            if (number + 1) % (times // 3) == 0:
-                gc.collect()
-                flushed()
-                counts.append(
-                    (_entries("fd"), _entries("task"), self._leftovers(), os.fstat(self._err).st_size)
-                )  # fmt: skip
-        files, threads, leftovers, told = zip(*counts, strict=True)
+        numbers = count()
+        started = time.monotonic()
+        action(next(numbers))
+        once = time.monotonic() - started
+        third = times // 3 if once < _LONG_SECONDS else 1
+        counts = [self._after(third - 1, action, numbers), *(self._after(third, action, numbers) for _ in range(2))]
+        kept = self._kept(3 * third, counts, begun)
+        if not kept.growing(""):
+            return kept
+        until, filled = time.monotonic() + _FILLING_SECONDS, 0
+        while filled < _FILLING * times and time.monotonic() < until:
+            action(next(numbers))
+            filled += 1
+        counts = [self._counted()]
+        for _ in range(3):
+            counts.append(self._settled(self._after(third, action, numbers), counts[-1]))
+        return self._kept(3 * third, counts[1:], begun, doubtful=filled < _FILLING * times)
+
+    def _after(self, times: int, action: Callable[[int], None], numbers: Iterator[int]) -> dict[str, int]:
+        for _ in range(times):
+            action(next(numbers))
+        return self._counted()
+
+    def _settled(self, now: dict[str, int], before: Mapping[str, int]) -> dict[str, int]:
+        """The counts once none is more than `before`, or after some seconds.
+
+        Any process of the machine's may write to /dev/shm: what comes there while nothing is done here is not counted.
+        """
+        until = time.monotonic() + _ENDING_SECONDS
+        later = now
+        while time.monotonic() < until and any(later[kind] > before[kind] for kind in later if kind in before):
+            time.sleep(0.05)
+            later = self._counted()
+        if later[SHARED] > now[SHARED]:
+            later[SHARED] = before[SHARED]
+        return later
+
+    def _counted(self) -> dict[str, int]:
+        gc.collect()
+        flushed()
+        children = psutil.Process().children(recursive=True)
+        left = sum(1 for name in ("tmp", "here") for path in (self.place / name).rglob("*") if not path.is_dir())
+        numbers = (
+            _entries("/proc/self/fd"), _entries("/proc/self/task"), len(children), left, _entries("/dev/shm"),
+            os.fstat(self._err).st_size,
+        )  # fmt: skip
+        return dict(zip(KINDS, numbers, strict=True))
+
+    def _kept(self, times: int, counts: Sequence[Mapping[str, int]], begun: int, doubtful: bool = False) -> Kept:
         printed = os.pread(self._out, 1 << 16, begun).decode(errors="replace")
-        return Kept(times, files, threads, leftovers, told, printed)
-
-    def _leftovers(self) -> int:
-        return sum(1 for name in ("tmp", "here") for path in (self.place / name).rglob("*") if not path.is_dir())
+        return Kept(times, {kind: tuple(each[kind] for each in counts) for kind in KINDS}, printed, doubtful)
 
 
-def _entries(of: str) -> int:
+def _entries(folder: str) -> int:
     try:
-        return len(os.listdir(f"/proc/self/{of}"))
+        return len(os.listdir(folder))
     except OSError:
         return 0
 
 
 def flushed() -> None:
-    """Everything that Python has still to write is written."""
+    """Everything that Python, or C's standard library, has still to write is written."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).fflush(None)
 
 
 @contextlib.contextmanager

@@ -153,6 +153,21 @@ def test_narrow_weights_have_seven_bits(tmp_path: Path) -> None:
     assert reach[False] == 127 and reach[True] == 64
 
 
+def test_a_bias_that_is_scaled_stays_in_float(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    stored = [
+        numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+        for name, shape in {"w": (12, 7), "b": (7,)}.items()
+    ]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in {"x": [3, 12], "y": [3, 7]}.items()]
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], beta=0.5)
+    graph = helper.make_graph([node], "scaled", ports[:1], ports[1:], stored)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "p.onnx")
+    feed = {"x": random.standard_normal((3, 12)).astype(np.float32)}
+    Quantizer(tmp_path / "p.onnx", [feed], tmp_path, narrow=False).write(tmp_path / "q.onnx")
+    assert distance(tmp_path / "q.onnx", tmp_path / "p.onnx", feed) < 0.03
+
+
 def test_stacks_of_matrices_and_factors_on_the_left_run(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     weights = {"stack": (3, 16, 32), "left": (4, 5)}
