@@ -234,7 +234,7 @@ def _compare_integers(graph: Any) -> None:
 
 
 def _is_cast(node: Any, to: int) -> bool:
-    return node.op_type == "Cast" and node.attribute[0].i == to
+    return bool(node.op_type == "Cast" and node.attribute[0].i == to)
 
 
 def _name_dimensions(graph: Any, shapes: Sequence[Shape | None], values: Any) -> None:
