@@ -73,6 +73,12 @@ class Crew:
 _CREW: ContextVar[Crew | None] = ContextVar("crew", default=None)
 
 
+def is_called_off() -> bool:
+    """Whether the children of the work that this is part of were ended: that they failed says nothing then."""
+    crew = _CREW.get()
+    return crew is not None and crew.ended
+
+
 class Child:
     """One worker process, started at the first call and again after a crash; one call at a time.
 

@@ -11,7 +11,7 @@ from typing import Any
 from paddock import kept
 from paddock.asked import check_rescue
 from paddock.checks import check_memory, measured, settled, verified, with_known_memory
-from paddock.child import Children
+from paddock.child import Children, is_called_off
 from paddock.compile import (
     Refused,
     are_kept,
@@ -191,7 +191,7 @@ def _attempt(prepared: Prepared, samples: Samples) -> Deployment:
     except Refused:
         raise
     except BuildFailed as error:
-        if not compiled_before:
+        if not compiled_before or is_called_off():
             raise
         _log.warning("what was compiled before is compiled anew: %s", error.problem)
         forget(prepared.plan, prepared.parts)

@@ -19,7 +19,7 @@ import paddock_calls as calls
 import psutil
 import pytest
 from paddock import spawned
-from paddock.child import Child, Children, Crew, call_in_child, tell
+from paddock.child import Child, Children, Crew, call_in_child, is_called_off, tell
 from paddock.errors import BuildFailed, ChildFailed, ConfigError, PaddockError, Unsupported
 
 
@@ -340,6 +340,15 @@ def test_a_crew_is_ended_inside_of_calls(tmp_path: Path) -> None:
         assert [type(error) for error in said] == [ChildFailed] * 3 and "SIGKILL" in str(said[0])
         assert gone(int(mark.read_text())) and outside.call(calls.pid) == before
         assert "ended with what it is for" in str(said[2])
+
+
+def test_work_knows_that_it_was_called_off() -> None:
+    assert not is_called_off()
+    with Crew() as crew:
+        assert not is_called_off()
+        crew.end()
+        assert is_called_off()
+    assert not is_called_off()
 
 
 def test_a_crew_is_as_nice_as_it_is_said_to_be() -> None:

@@ -18,6 +18,7 @@ from onnx import helper as h
 from onnx.reference import ReferenceEvaluator
 from paddock.config import HardwareConfig
 from paddock.defects import load
+from paddock.machine import cpu
 from paddock.model import Model
 from paddock.onnx_format import OnnxFormat
 from paddock.plan import Precision, PrecisionPlan, Segment
@@ -212,6 +213,8 @@ WRONG = {
     "roialign-max": [align("max")],
     "tile-fed-repeats": [tile(4, True), tile(5, True)],
 }
+RIGHT_WITH = {"qlinearmatmul-int8": "avx512_vnni"}
+"""What of the CPU takes OpenVINO another way, which is right; the defect is listed for all, since a plan may travel."""
 RELATED = {
     "softmax of opset 9": softmax(2, 3, 4, opset=9),
     "softmax over the last axis": softmax(2, 3, 4, axis=-1),
@@ -256,7 +259,8 @@ def test_every_entry_is_tried() -> None:
 
 @pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in WRONG.items() for case in cases])
 def test_what_is_listed_is_still_wrong_and_kept_off(name: str, case: Case, tmp_path: Path) -> None:
-    assert not case.is_right()
+    if RIGHT_WITH.get(name) not in cpu()[1]:
+        assert not case.is_right()
     assert defects_of(case, tmp_path).get(name) == (0,)
 
 

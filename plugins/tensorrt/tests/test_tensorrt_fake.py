@@ -6,6 +6,7 @@ profiles, addresses and memory are handled as TensorRT asks.
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -293,7 +294,8 @@ def test_where_pages_do_not_stay_copies_are_slower(
 ) -> None:
     fake.setenv("FAKE_CUDA", f"pinned={error}")
     for fields in ({"batch_size": 4}, {"shapes": {"x": [4, 16]}}):
-        session = Work(tmp_path, net(tmp_path / "net.onnx"), **fields).load()
+        with caplog.at_level(logging.WARNING, "paddock.tensorrt"):
+            session = Work(tmp_path, net(tmp_path / "net.onnx"), **fields).load()
         assert right(session.run({"x": x(4)}), x(4))
         session.close()
     assert live() == nothing() and f"is not pinned, so that copies take longer: fake CUDA: {error}" in caplog.text
