@@ -43,7 +43,8 @@ Expected: every fp32 config on the CPU is verified. cpu-mkldnn-no-workarounds sw
 Paddle 3.3 with oneDNN, which corrupts rotary embeddings without a word: the decoder must be refused; ResNet-50 has no
 such embedding and is verified. cpu-mkldnn-repaired adds "repair": true and a fallback: the few nodes to blame are
 searched for and moved to plain Paddle, and all the others stay on oneDNN (column nodes). bf16 is unavailable on a CPU
-without AVX-512; on one with it, verified or refused by its own error (a routed decoder may flip experts). gpu-tensorrt,
+without AVX-512; on one with it, verified or refused by its own error (a routed decoder may flip experts), and only with
+--bf16, since what has to stay in fp32 is searched, with up to 96 deployments of each model on each of two adapters. gpu-tensorrt,
 npu-ascend and npu-qualcomm wait for their hardware. npu-ascend-simulated is npu/ascend on the
 Paddock simulated NPU: C++ loops in the host's memory behind Paddle's interface for devices. It shows that nodes are
 placed, run and checked there (column nodes; others go to the fallback that the config names), and nothing of an Ascend.
@@ -73,9 +74,11 @@ def verdict(entry: Entry) -> str:
     return "unavailable" if isinstance(entry.error, NotAvailable) else "failed"
 
 
-def configs() -> Mapping[str, str]:
-    """The ready configs by name, and the demo's own."""
+def configs(searched: bool) -> Mapping[str, str]:
+    """The ready configs by name, and the demo's own; those that take a long search here only where they are asked for."""
     ready = [path for path in sorted((ROOT / "adapters_json").glob("*.json")) if "schema" not in path.name]
+    if not searched and BF16_FLAG in cpu()[1]:
+        ready = [path for path in ready if not path.stem.startswith("cpu-") or not path.stem.endswith("-bf16")]
     own = [Path(__file__).with_name(f"{name}.json") for name in (NO_WORKAROUNDS, REPAIRED)]
     return {path.stem: str(path) for path in (*ready, *own)}
 
@@ -140,6 +143,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=ROOT / "out" / "models", help="where the models are exported to")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each config is measured")
+    parser.add_argument("--bf16", action="store_true", help="bf16 on a CPU that computes in it: half an hour of search")
     arguments = parser.parse_args()
     errors = Console(stderr=True)
     found: list[tuple[str, ...]] = []
@@ -147,7 +151,7 @@ def main() -> int:
         for model in MODELS:
             tell = _teller(status, model)
             path = EXPORTS[model](arguments.models / model)
-            entries = bench(path, configs(), seconds=arguments.seconds, progress=tell)
+            entries = bench(path, configs(arguments.bf16), seconds=arguments.seconds, progress=tell)
             with ascend(tell) as chosen:
                 if chosen:  # by itself: it would take the cores from the others
                     entries += bench(path, chosen, seconds=arguments.seconds, progress=tell)
