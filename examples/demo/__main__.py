@@ -44,8 +44,8 @@ Paddle 3.3 with oneDNN, which corrupts rotary embeddings without a word: the dec
 such embedding and is verified. cpu-mkldnn-repaired adds "repair": true and a fallback: the few nodes to blame are
 searched for and moved to plain Paddle, and all the others stay on oneDNN (column nodes). bf16 is unavailable on a CPU
 without AVX-512; on one with it, verified or refused by its own error (a routed decoder may flip experts), and only with
---bf16, since what has to stay in fp32 is searched, with up to 96 deployments of each model on each of two adapters. gpu-tensorrt,
-npu-ascend and npu-qualcomm wait for their hardware. npu-ascend-simulated is npu/ascend on the
+--bf16, since what has to stay in fp32 is searched, with up to 96 deployments of each model on each of two adapters.
+gpu-tensorrt, npu-ascend and npu-qualcomm wait for their hardware. npu-ascend-simulated is npu/ascend on the
 Paddock simulated NPU: C++ loops in the host's memory behind Paddle's interface for devices. It shows that nodes are
 placed, run and checked there (column nodes; others go to the fallback that the config names), and nothing of an Ascend.
 npu-qualcomm-simulated, where onnxruntime-qnn is installed, runs rotary embeddings on Qualcomm's own backend as it is on
@@ -75,7 +75,7 @@ def verdict(entry: Entry) -> str:
 
 
 def configs(searched: bool) -> Mapping[str, str]:
-    """The ready configs by name, and the demo's own; those that take a long search here only where they are asked for."""
+    """The ready configs by name, and the demo's own; those that are searched for long only where they are asked for."""
     ready = [path for path in sorted((ROOT / "adapters_json").glob("*.json")) if "schema" not in path.name]
     if not searched and BF16_FLAG in cpu()[1]:
         ready = [path for path in ready if not path.stem.startswith("cpu-") or not path.stem.endswith("-bf16")]
