@@ -75,14 +75,15 @@ def prepare(
         tell("reading the model")
         whole = open_model(model, registry, children)
         name, work = deployment_name(), Path(tempfile.mkdtemp(prefix="paddock-"))
-        absent: list[PaddockError | None] = []
+        absent: list[PaddockError] = []
 
         def planned(config: HardwareConfig, notes: Sequence[str] = ()) -> Prepared:
+            resolved: Resolved | None = None
             try:
-                resolved: Resolved | PaddockError = registry.resolve(config, assume)
+                resolved = registry.resolve(config, assume)
+                absent.extend(filter(None, (resolved.absent,)))
             except PaddockError as error:
-                resolved = error  # what else is wrong does not wait for a host where this is not
-            absent.append(resolved if isinstance(resolved, PaddockError) else resolved.absent)
+                absent.append(error)  # what else is wrong does not wait for a host where this is not
             origin = whole.with_graph(apply_shapes(whole.graph, config))
             admitting = admitting_model(whole, config)
             given = given_samples(samples, admitting, config)
@@ -90,8 +91,8 @@ def prepare(
             calibration = calibration_samples(admitting, config, is_quantised(origin))
             check_fallback(config, registry)
             check_rescue(config, registry)
-            if isinstance(resolved, PaddockError):
-                raise resolved
+            if resolved is None:
+                raise absent[-1]
             job = _Job(
                 name, config, origin, admitting, registry, children, resolved, work, tell, given, calibration
             )  # fmt: skip
@@ -107,7 +108,7 @@ def prepare(
         except BaseException as error:
             shutil.rmtree(work, ignore_errors=True)
             if isinstance(error, PaddockError):
-                error.beside(*filter(None, absent))
+                error.beside(*absent)
             raise
         announce_candidates(registry, prepared.name, prepared.job.resolved)
         return prepared

@@ -232,7 +232,7 @@ class Session(ABC):
         """Computes the outputs (all, or those named) from feeds that are checked, dense and row-major.
 
         Feeds are only read: they are the caller's own arrays. The arrays returned belong to the caller: no later run
-        may change them. Raises whatever the SDK raises; the core turns it into `RunFailed`.
+        may change them. Raises `Exhausted` where memory ran out, else what the SDK raises, which becomes `RunFailed`.
         """
 
     @abstractmethod

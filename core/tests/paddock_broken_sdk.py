@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import hypothesis  # noqa: F401  in the place of an SDK: neither Python's nor Paddock's
+import hypothesis  # in the place of an SDK: neither Python's nor Paddock's
 from paddock_broken import GoodAdapter
 
 
@@ -12,3 +12,4 @@ class ImportsAnSdk(GoodAdapter):
     """Its probe names none."""
 
     caught_by: ClassVar[tuple[str, ...]] = ("contract.imports_no_sdk",)
+    sdk_version: ClassVar[str] = hypothesis.__version__
