@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import paddock_calls as calls
 import psutil
 import pytest
-from paddock import spawned
+from paddock import deployment, spawned
 from paddock.child import Child, Children, Crew, call_in_child, is_called_off, tell
 from paddock.errors import BuildFailed, ChildFailed, ConfigError, PaddockError, Unsupported
 
@@ -349,6 +350,24 @@ def test_work_knows_that_it_was_called_off() -> None:
         crew.end()
         assert is_called_off()
     assert not is_called_off()
+
+
+def test_a_build_that_is_called_off_blames_no_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[Any] = []
+
+    def fails(*_: Any) -> NoReturn:
+        raise BuildFailed("crashed with SIGKILL")
+
+    monkeypatch.setattr(deployment, "are_kept", lambda *_: True)
+    monkeypatch.setattr(deployment, "_carried_out", fails)
+    monkeypatch.setattr(deployment, "forget", lambda *_: forgotten.append(True))
+    for ended in (False, True):
+        forgotten.clear()
+        with Crew() as crew, pytest.raises(BuildFailed):
+            if ended:
+                crew.end()
+            deployment._attempt(Mock(), Mock())
+        assert bool(forgotten) is not ended
 
 
 def test_a_crew_is_as_nice_as_it_is_said_to_be() -> None:
